@@ -1,0 +1,1 @@
+//! Plain f64 loops, the oracle of the tests.
