@@ -11,7 +11,7 @@ use std::thread;
 
 /// Options of every kernel. No relocatable device code, and no `--use_fast_math`: it would change square roots,
 /// divisions and denormals behind the error bounds that the crate states.
-pub const FLAGS: [&str; 4] = ["-std=c++17", "-O3", "-lineinfo", "-fatbin"];
+pub const FLAGS: [&str; 5] = ["-std=c++17", "-O3", "-lineinfo", "-Ikernels", "-fatbin"];
 
 /// Runs `nvcc` with `args` and returns what it printed.
 ///
