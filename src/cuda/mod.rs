@@ -1,1 +1,41 @@
-//! The operations on NVIDIA GPUs.
+//! The CUDA backend, in three layers.
+//!
+//! * `raw`: `unsafe` functions on plain pointers and strides, for frameworks with tensors of their own.
+//! * this module's functions: the same operations on checked views of cudarc's slices.
+//! * `host`: the same operations on host memory, for tests, examples and everything that is not a hot loop.
+//!
+//! The first two only enqueue: they run on the caller's stream, write to the caller's outputs and workspace, allocate
+//! nothing, never synchronise, and can be captured into a graph.
+
+pub mod probe;
+
+#[doc(hidden)]
+pub mod abi;
+
+mod descriptor;
+mod driver;
+mod image;
+mod kernels;
+mod launch;
+mod prepare;
+mod row_norms;
+mod scope;
+mod tensor;
+mod workspace;
+
+pub use descriptor::{RawBatch, RawBuf, RawMat};
+pub use kernels::Kernels;
+pub use probe::{DeviceFacts, driver_present, open_context};
+pub use row_norms::{normalize, normalize_backward, row_norms};
+pub use tensor::{DeviceBatch, DeviceBatchMut, DeviceElement, DeviceMat, DeviceMatMut};
+pub use workspace::WORKSPACE_ALIGN;
+
+/// The operations on plain pointers and strides.
+///
+/// Every function checks what the host can see (shapes, types, strides, alignment, overlap, the size of the workspace)
+/// before it enqueues anything, runs on the given stream and returns at once. What the caller promises is that the
+/// pointers are valid on the stream's device until the work has run, and that other streams that touch the same memory are
+/// ordered by events or synchronisation.
+pub mod raw {
+    pub use super::row_norms::raw::{normalize, normalize_backward, row_norms};
+}
