@@ -47,6 +47,7 @@ pub(crate) const BUILT_FOR: &str = env!("SIMGRAD_BUILT_ARCHS");
 /// Every image. A kernel that is not listed here cannot be launched.
 pub(crate) const IMAGES: &[Image] = &[
     image!("abi", ["abi_layout"]),
+    image!("goal", ["goal_finalize"]),
     image!(
         "row_norms",
         [
@@ -61,6 +62,17 @@ pub(crate) const IMAGES: &[Image] = &[
             "normalize_backward_f16_f32",
             "normalize_backward_bf16_bf16",
             "normalize_backward_bf16_f32",
+        ]
+    ),
+    image!(
+        "weighted_grad",
+        [
+            "weighted_grad_invert",
+            "weighted_grad_f32_f32",
+            "weighted_grad_f16_f16",
+            "weighted_grad_f16_f32",
+            "weighted_grad_bf16_bf16",
+            "weighted_grad_bf16_f32",
         ]
     ),
 ];

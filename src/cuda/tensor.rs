@@ -5,7 +5,10 @@ use cudarc::driver::{
 };
 
 use super::descriptor::{RawBatch, RawBuf, RawMat};
+use super::gather::RawUpstream;
+use super::goal::{DeviceGroups, RawGroups};
 use super::kernels::Kernels;
+use super::weighted_grad::Upstream;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::matrix::{batch_span, check_row_stride, span};
@@ -248,5 +251,21 @@ impl<'s> Binder<'s> {
         let len = view.len();
         let (ptr, guard) = view.device_ptr_mut(self.stream);
         Ok((RawBuf::new(ptr, len), guard))
+    }
+
+    pub(crate) fn upstream(&self, upstream: &'s Upstream<'_>) -> Result<(RawUpstream, Option<SyncOnDrop<'s>>)> {
+        match upstream {
+            Upstream::Host(value) => Ok((RawUpstream::Host(*value), None)),
+            Upstream::Device(view) => {
+                let (buf, guard) = self.buf("upstream", view)?;
+                Ok((RawUpstream::Device(buf), Some(guard)))
+            }
+        }
+    }
+
+    pub(crate) fn groups(&self, groups: &'s DeviceGroups<'_>) -> Result<(RawGroups, [SyncOnDrop<'s>; 2])> {
+        let (rows, row_guard) = self.buf("groups.rows", &groups.rows)?;
+        let (cols, col_guard) = self.buf("groups.cols", &groups.cols)?;
+        Ok((RawGroups { rows, cols }, [row_guard, col_guard]))
     }
 }
