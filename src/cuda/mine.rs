@@ -101,7 +101,7 @@ pub(crate) unsafe fn launch_sweep(
         0 => by_dtype(dtype, ["mine_f32", "mine_f16", "mine_bf16"]),
         _ => by_dtype(dtype, ["mine_stats_f32", "mine_stats_f16", "mine_stats_bf16"]),
     };
-    let grid = (params.row_splits * params.col_splits, 1, 1);
+    let grid = (params.col_splits, params.row_splits, 1);
     // SAFETY: by the caller's promise.
     unsafe { launch(kernels, stream, name, grid, THREADS, TILE_SHARED_BYTES, params) }
 }
