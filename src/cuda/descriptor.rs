@@ -128,11 +128,6 @@ impl RawMat {
     pub(crate) fn check(&self, op: &'static str, arg: &'static str) -> Result<Extent> {
         RawBatch::from(*self).check(op, arg)
     }
-
-    /// Bytes from one row to the next.
-    pub(crate) const fn stride_bytes(&self) -> u64 {
-        self.row_stride as u64 * self.dtype.size() as u64
-    }
 }
 
 impl RawBatch {
