@@ -426,7 +426,7 @@ pub fn goal_step<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     report: &mut CudaViewMut<'_, StepReport>,
     workspace: &mut CudaViewMut<'_, u8>,
 ) -> Result<()> {
-    enqueue(kernels, stream, [x, y], objective, options, [dx, dy], report, None, workspace)
+    enqueue(kernels, stream, [x, y], objective, options, (dx, dy), report, None, workspace)
 }
 
 /// As [`goal_step`], and writes the anatomy of the step to `detail`, [`goal_detail_len`](super::goal_detail_len) words
@@ -448,7 +448,7 @@ pub fn goal_step_detail<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     detail: &mut CudaViewMut<'_, u32>,
     workspace: &mut CudaViewMut<'_, u8>,
 ) -> Result<()> {
-    enqueue(kernels, stream, [x, y], objective, options, [dx, dy], report, Some(detail), workspace)
+    enqueue(kernels, stream, [x, y], objective, options, (dx, dy), report, Some(detail), workspace)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -458,7 +458,7 @@ fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     [x, y]: [&DeviceMat<'_, T>; 2],
     objective: &Objective,
     options: &DeviceStepOptions<'_>,
-    [dx, dy]: [&mut DeviceMatMut<'_, G>; 2],
+    (dx, dy): (&mut DeviceMatMut<'_, G>, &mut DeviceMatMut<'_, G>),
     report: &mut CudaViewMut<'_, StepReport>,
     detail: Option<&mut CudaViewMut<'_, u32>>,
     workspace: &mut CudaViewMut<'_, u8>,

@@ -1,12 +1,13 @@
 //! The CUDA backend, in three layers.
 //!
-//! * `raw`: `unsafe` functions on plain pointers and strides, for frameworks with tensors of their own.
+//! * [`raw`]: `unsafe` functions on plain pointers and strides, for frameworks with tensors of their own.
 //! * this module's functions: the same operations on checked views of cudarc's slices.
-//! * `host`: the same operations on host memory, for tests, examples and everything that is not a hot loop.
+//! * [`host`]: the same operations on host memory, for tests, examples and everything that is not a hot loop.
 //!
 //! The first two only enqueue: they run on the caller's stream, write to the caller's outputs and workspace, allocate
 //! nothing, never synchronise, and can be captured into a graph.
 
+pub mod host;
 pub mod probe;
 
 #[doc(hidden)]
@@ -19,6 +20,7 @@ mod gather;
 mod goal;
 mod goal_detail;
 mod goal_params;
+mod host_memory;
 mod image;
 mod kernels;
 mod launch;
