@@ -21,7 +21,6 @@ mod goal;
 mod goal_detail;
 mod goal_params;
 mod host_memory;
-mod host_tile;
 mod image;
 mod kernels;
 mod launch;
