@@ -19,7 +19,7 @@ fn cuda_is_tested_or_said_to_be_missing() {
     let tests = gpu_tests();
     assert!(tests > 50, "only {tests} tests with a CUDA part found");
     let say = |text: String| {
-        let _ = writeln!(std::io::stderr(), "{text}");
+        let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
     };
     match common::cuda() {
         Ok(backend) => say(format!("note: {tests} tests run on {backend:?}")),

@@ -37,7 +37,8 @@ pub fn on_every_backend(test: impl Fn(&Backend)) {
             assert!(!gpu_required(), "SIMGRAD_REQUIRE_GPU is set, but CUDA cannot be used: {reason}");
             static SAID: Once = Once::new();
             SAID.call_once(|| {
-                let _ = writeln!(std::io::stderr(), "note: tests of this binary skip their CUDA part: {reason}");
+                let text = format!("note: the tests of this binary skip their CUDA part: {reason}\n");
+                let _ = std::io::stderr().write_all(text.as_bytes());
             });
         }
     }
