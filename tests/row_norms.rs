@@ -36,7 +36,7 @@ fn norms_and_unit_rows() {
         let dims = if is_cuda(backend) && !full() { &DIMS[..11] } else { &DIMS[..] };
         for (at, &d) in dims.iter().enumerate() {
             for (row, &n) in
-                ROWS.iter().enumerate().filter(|(row, _)| !is_cuda(backend) || full() || (row + at) % 3 == 0)
+                ROWS.iter().enumerate().filter(|(row, _)| !is_cuda(backend) || full() || (row + at).is_multiple_of(3))
             {
                 let kind = [Kind::Sphere, Kind::HeavyTailed, Kind::NearDuplicate][(at + row) % 3];
                 for_each_dtype!(backend, norms_cell(kind, n, d, at + row));
