@@ -23,12 +23,12 @@ use crate::outputs::StepReport;
 
 const OP: &str = "goal_step";
 
-/// Anchors of a block; `kAnchors` in `kernels/goal.cu`.
-const ANCHORS: usize = 32;
-/// Threads of a block; `kThreads` there.
-const THREADS: u32 = 512;
-/// Tickets: blocks of each direction that are done, directions that are done.
-const TICKETS: usize = 3;
+/// Anchors of a block; `kGoalAnchors` in `kernels/params/goal.h`.
+pub(crate) const ANCHORS: usize = 32;
+/// Threads of a block; `kGoalThreads` there.
+pub(crate) const THREADS: u32 = 512;
+/// Words that the blocks count in; `kGoalTickets` there.
+pub(crate) const TICKETS: usize = 3;
 /// Planes of a direction's anatomy; `kDetailPlanes` in `kernels/params/goal.h`.
 pub(crate) const DETAIL_PLANES: usize = 10;
 
