@@ -24,7 +24,7 @@
 //!
 //! * [`Backend`]: host memory, CPU or CUDA, chosen explicitly or by [`Backend::auto`].
 //! * [`cpu`]: the same on the CPU, with a handle that holds the threads.
-//! * [`cuda`]: device memory and a stream of the caller's; no allocation, no synchronisation, no copy to the host.
+//! * `cuda`: device memory and a stream of the caller's; no allocation, no synchronisation, no copy to the host.
 //! * [`mod@reference`]: plain f64 loops, slow, the oracle of the tests.
 //!
 //! Elements are `f32`, `f16`, `bf16`, and on the CPU `f64`; sums are always `f32` or wider.
