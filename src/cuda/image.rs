@@ -1,0 +1,48 @@
+//! The device code in this binary: one image per `kernels/<name>.cu`, and what is in it.
+
+/// A kernel of an image.
+pub(crate) struct KernelSpec {
+    /// Its `extern "C"` name.
+    pub name: &'static str,
+    /// The most dynamic shared memory that it is launched with, in bytes. Above 48 KiB the driver wants to know.
+    pub shared_bytes: u32,
+}
+
+/// The device code of one source file.
+pub(crate) struct Image {
+    /// `<name>` of `kernels/<name>.cu`.
+    pub name: &'static str,
+    /// A fat binary: machine code for some architectures, PTX for the others.
+    pub bytes: &'static [u8],
+    pub kernels: &'static [KernelSpec],
+}
+
+#[cfg(has_kernels)]
+macro_rules! image_bytes {
+    ($name:literal) => {
+        include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin"))
+    };
+}
+#[cfg(not(has_kernels))]
+macro_rules! image_bytes {
+    ($name:literal) => {
+        &[]
+    };
+}
+
+/// `image!("file", ["kernel", "kernel with dynamic shared memory" => bytes])`
+macro_rules! image {
+    ($name:literal, [$($kernel:literal $(=> $shared:expr)?),* $(,)?]) => {
+        Image {
+            name: $name,
+            bytes: image_bytes!($name),
+            kernels: &[$(KernelSpec { name: $kernel, shared_bytes: 0 $(+ $shared)? }),*],
+        }
+    };
+}
+
+/// The architectures that `build.rs` compiled for.
+pub(crate) const BUILT_FOR: &str = env!("SIMGRAD_BUILT_ARCHS");
+
+/// Every image. A kernel that is not listed here cannot be launched.
+pub(crate) const IMAGES: &[Image] = &[image!("abi", ["abi_layout"])];
