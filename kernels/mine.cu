@@ -376,7 +376,7 @@ __device__ __forceinline__ void mine_body(const MineParams& p) {
     const TileShape shape{p.ldx * int64_t(sizeof(T)), p.ldy * int64_t(sizeof(T)), p.n, p.m, p.d * uint32_t(sizeof(T))};
     TileStream<T, RectCursor> stream(stages, shape,
                                      {static_cast<const char*>(p.x), static_cast<const char*>(p.y), share.r, share.r_end,
-                                      share.c, share.c_end, share.c});
+                                      share.c, share.c, share.c_end});
     if (miner.stats() >= kStatsLin) {
         // The maxima are not written before the first barrier of accumulate().
         miner.threshold = block_threshold(p.pmin, p.pmin_count, p.eps, values.rows[0]);

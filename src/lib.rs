@@ -54,6 +54,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod check;
 mod dtype;
 mod error;
 mod matrix;

@@ -151,8 +151,8 @@ struct RectCursor {
     }
 };
 
-// First tile of part `part` when `tiles` are dealt to `parts` as evenly as they go.
+// First tile of part `part` when `tiles` are dealt to `parts` as evenly as they go. At most 2^24 tiles to 16 parts.
 __device__ __forceinline__ uint32_t part_begin(uint32_t tiles, uint32_t parts, uint32_t part) {
-    return uint32_t(uint64_t(tiles) * part / parts);
+    return tiles * part / parts;
 }
 __device__ __forceinline__ uint32_t tiles_of(uint32_t extent) { return (extent + (kTile - 1)) / kTile; }

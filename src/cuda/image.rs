@@ -45,4 +45,22 @@ macro_rules! image {
 pub(crate) const BUILT_FOR: &str = env!("SIMGRAD_BUILT_ARCHS");
 
 /// Every image. A kernel that is not listed here cannot be launched.
-pub(crate) const IMAGES: &[Image] = &[image!("abi", ["abi_layout"])];
+pub(crate) const IMAGES: &[Image] = &[
+    image!("abi", ["abi_layout"]),
+    image!(
+        "row_norms",
+        [
+            "row_norms_f32",
+            "row_norms_f16",
+            "row_norms_bf16",
+            "prepare_f32",
+            "prepare_f16",
+            "prepare_bf16",
+            "normalize_backward_f32_f32",
+            "normalize_backward_f16_f16",
+            "normalize_backward_f16_f32",
+            "normalize_backward_bf16_bf16",
+            "normalize_backward_bf16_f32",
+        ]
+    ),
+];

@@ -17,6 +17,8 @@ mod driver;
 mod image;
 mod kernels;
 mod launch;
+mod prepare;
+mod row_norms;
 mod scope;
 mod tensor;
 mod workspace;
@@ -24,5 +26,16 @@ mod workspace;
 pub use descriptor::{RawBatch, RawBuf, RawMat};
 pub use kernels::Kernels;
 pub use probe::{DeviceFacts, driver_present, open_context};
+pub use row_norms::{normalize, normalize_backward, row_norms};
 pub use tensor::{DeviceBatch, DeviceBatchMut, DeviceElement, DeviceMat, DeviceMatMut};
 pub use workspace::WORKSPACE_ALIGN;
+
+/// The operations on plain pointers and strides.
+///
+/// Every function checks what the host can see (shapes, types, strides, alignment, overlap, the size of the workspace)
+/// before it enqueues anything, runs on the given stream and returns at once. What the caller promises is that the
+/// pointers are valid on the stream's device until the work has run, and that other streams that touch the same memory are
+/// ordered by events or synchronisation.
+pub mod raw {
+    pub use super::row_norms::raw::{normalize, normalize_backward, row_norms};
+}
