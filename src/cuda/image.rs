@@ -63,4 +63,15 @@ pub(crate) const IMAGES: &[Image] = &[
             "normalize_backward_bf16_f32",
         ]
     ),
+    image!(
+        "weighted_grad",
+        [
+            "weighted_grad_invert",
+            "weighted_grad_f32_f32",
+            "weighted_grad_f16_f16",
+            "weighted_grad_f16_f32",
+            "weighted_grad_bf16_bf16",
+            "weighted_grad_bf16_f32",
+        ]
+    ),
 ];

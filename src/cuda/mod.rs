@@ -14,6 +14,7 @@ pub mod abi;
 
 mod descriptor;
 mod driver;
+mod gather;
 mod image;
 mod kernels;
 mod launch;
@@ -21,6 +22,7 @@ mod prepare;
 mod row_norms;
 mod scope;
 mod tensor;
+mod weighted_grad;
 mod workspace;
 
 pub use descriptor::{RawBatch, RawBuf, RawMat};
@@ -28,6 +30,7 @@ pub use kernels::Kernels;
 pub use probe::{DeviceFacts, driver_present, open_context};
 pub use row_norms::{normalize, normalize_backward, row_norms};
 pub use tensor::{DeviceBatch, DeviceBatchMut, DeviceElement, DeviceMat, DeviceMatMut};
+pub use weighted_grad::{DeviceGradOptions, DeviceTriples, Upstream, weighted_grad, weighted_grad_workspace_bytes};
 pub use workspace::WORKSPACE_ALIGN;
 
 /// The operations on plain pointers and strides.
@@ -37,5 +40,7 @@ pub use workspace::WORKSPACE_ALIGN;
 /// pointers are valid on the stream's device until the work has run, and that other streams that touch the same memory are
 /// ordered by events or synchronisation.
 pub mod raw {
+    pub use super::gather::RawUpstream;
     pub use super::row_norms::raw::{normalize, normalize_backward, row_norms};
+    pub use super::weighted_grad::{RawWeightedGrad, weighted_grad_raw as weighted_grad};
 }

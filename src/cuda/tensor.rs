@@ -5,7 +5,9 @@ use cudarc::driver::{
 };
 
 use super::descriptor::{RawBatch, RawBuf, RawMat};
+use super::gather::RawUpstream;
 use super::kernels::Kernels;
+use super::weighted_grad::Upstream;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::matrix::{batch_span, check_row_stride, span};
@@ -248,5 +250,15 @@ impl<'s> Binder<'s> {
         let len = view.len();
         let (ptr, guard) = view.device_ptr_mut(self.stream);
         Ok((RawBuf::new(ptr, len), guard))
+    }
+
+    pub(crate) fn upstream(&self, upstream: &'s Upstream<'_>) -> Result<(RawUpstream, Option<SyncOnDrop<'s>>)> {
+        match upstream {
+            Upstream::Host(value) => Ok((RawUpstream::Host(*value), None)),
+            Upstream::Device(view) => {
+                let (buf, guard) = self.buf("upstream", view)?;
+                Ok((RawUpstream::Device(buf), Some(guard)))
+            }
+        }
     }
 }
