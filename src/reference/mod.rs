@@ -1,1 +1,21 @@
-//! Plain f64 loops, the oracle of the tests.
+//! Plain f64 loops: the oracle that the fast paths are tested against.
+//!
+//! Every function here is written from the formulas alone, stores whatever is convenient (the whole of `S`, for
+//! instance) and shares no code with the CPU and CUDA paths. The results are f64, row-major without gaps. Nothing is
+//! checked beyond what indexing checks: shapes that do not fit panic. Not meant for training.
+
+mod cosine_matrix;
+mod goal;
+mod mine;
+mod objective;
+mod ranks;
+mod row_norms;
+mod weighted_grad;
+
+pub use cosine_matrix::cosine_matrix;
+pub use goal::{GoalReference, goal_step};
+pub use mine::mine;
+pub use objective::{pair_weights, potential, triplet_weight};
+pub use ranks::{ranks, recall};
+pub use row_norms::{normalize, normalize_backward, row_norms};
+pub use weighted_grad::weighted_grad;
