@@ -8,6 +8,7 @@ pub mod objective;
 pub mod output;
 
 use std::fmt;
+use std::io::Write;
 use std::path::Path;
 
 /// A message for the user that ends the program: what is wrong, where, what was expected and what was found.
@@ -55,4 +56,10 @@ pub fn exit(outcome: Outcome<()>) -> std::process::ExitCode {
             std::process::ExitCode::from(2)
         }
     }
+}
+
+/// Prints a line. A reader that has gone away, as in `program | head`, is no reason to end the program: its files are
+/// still wanted.
+pub fn say(line: impl fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }

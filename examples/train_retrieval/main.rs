@@ -21,7 +21,7 @@ use clap::Parser;
 use args::{Args, Masking};
 use common::backend::Chosen;
 use common::output::{check_writable, write_whole};
-use common::{Failure, Outcome};
+use common::{Failure, Outcome, say};
 use data::Dataset;
 use report::Baselines;
 use train::{Budget, Run};
@@ -38,25 +38,25 @@ fn program(args: &Args) -> Outcome<()> {
         check_writable(path)?;
     }
     let chosen = args.backend.open()?;
-    println!("backend: {} ({})", chosen.backend.name(), chosen.reason);
+    say(format!("backend: {} ({})", chosen.backend.name(), chosen.reason));
     let start = Instant::now();
     let dataset = load(args)?;
-    println!("data: {}: {} ({:.1} s)", dataset.name, dataset.about, start.elapsed().as_secs_f64());
+    say(format!("data: {}: {} ({:.1} s)", dataset.name, dataset.about, start.elapsed().as_secs_f64()));
     let budget = args.budget(&dataset);
     let steps = train::steps_per_epoch(&dataset, &budget)?;
-    println!("budget: {} epochs of {steps} steps, seed {}", args.epochs, args.seed);
+    say(format!("budget: {} epochs of {steps} steps, seed {}", args.epochs, args.seed));
 
     let baselines = baselines(&chosen, &dataset, &budget)?;
     let mut runs: Vec<Run> = Vec::new();
     for objective in objectives {
-        let print = |number, epoch: &train::Epoch| println!("{}", epoch.line(number, &objective));
+        let print = |number, epoch: &train::Epoch| say(epoch.line(number, &objective));
         runs.push(train::run(&chosen.backend, &dataset, objective, &budget, print)?);
         // After every run, so that whatever ends the program later costs no finished run.
         save(args, &plot, &chosen, &dataset, &baselines, &runs)?;
     }
-    print!("{}", report::test_tables(&dataset, &baselines, &runs));
+    say(report::test_tables(&dataset, &baselines, &runs).trim_end());
     let seconds: f64 = runs.iter().map(|run| run.seconds).sum();
-    println!("\ntraining: {seconds:.1} s; learning curves: {}", plot.display());
+    say(format!("\ntraining: {seconds:.1} s; learning curves: {}", plot.display()));
     Ok(())
 }
 

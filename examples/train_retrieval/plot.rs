@@ -1,6 +1,7 @@
 //! Learning curves.
 
 use plotters::prelude::*;
+use simgrad::{PairWeight, TripletWeight};
 
 use crate::common::{Failure, Outcome};
 use crate::data::Dataset;
@@ -45,7 +46,7 @@ fn draw(svg: &mut String, dataset: &Dataset, runs: &[Run]) -> Result<(), Box<dyn
             .light_line_style(WHITE)
             .draw()?;
         for (r, run) in runs.iter().enumerate() {
-            let colour = HSLColor(r as f64 / runs.len() as f64, 0.75, 0.42);
+            let colour = colour(run, r, runs.len());
             let points = r1(run, p);
             let line = LineSeries::new(points.clone(), colour.stroke_width(2));
             let label = chart.draw_series(line)?.label(run.objective.to_string());
@@ -64,4 +65,15 @@ fn draw(svg: &mut String, dataset: &Dataset, runs: &[Run]) -> Result<(), Box<dyn
     }
     root.present()?;
     Ok(())
+}
+
+/// A few runs get distant hues; of the whole grid, triplet weights differ in hue and pair weights in lightness.
+fn colour(run: &Run, number: usize, of: usize) -> HSLColor {
+    if of <= 4 {
+        return HSLColor(number as f64 / of as f64, 0.75, 0.42);
+    }
+    let place = |names: &[&str], name: &str| names.iter().position(|n| *n == name).unwrap_or(0) as f64;
+    let triplet = place(&TripletWeight::ALL.map(|t| t.name()), run.objective.triplet().name());
+    let pair = place(&PairWeight::ALL.map(|p| p.name()), run.objective.pair().name());
+    HSLColor(triplet / 4.0, 0.75, 0.25 + 0.1 * pair)
 }

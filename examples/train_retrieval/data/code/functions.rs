@@ -7,6 +7,8 @@ use super::lexer::{Kind, Token, tokens};
 /// A documented function: what retrieval has to match.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
+    /// Its name.
+    pub name: String,
     /// First paragraph of the documentation.
     pub doc: String,
     /// Identifiers and keywords of the signature and the body, in order, separated by spaces. Comments, and with them
@@ -33,11 +35,9 @@ pub fn documented(source: &str) -> Vec<Function> {
                 let paragraph = first_paragraph(&doc);
                 doc.clear();
                 // Nested functions are found too: the scan goes on behind the signature's first token.
-                if let Some(span) = function(source, &tokens, at) {
-                    let source = identifiers(source, &tokens[span]);
-                    if !paragraph.is_empty() {
-                        found.push(Function { doc: paragraph, source });
-                    }
+                if let Some((name, span)) = function(source, &tokens, at).filter(|_| !paragraph.is_empty()) {
+                    let name = source[tokens[name].span.clone()].to_owned();
+                    found.push(Function { name, doc: paragraph, source: identifiers(source, &tokens[span]) });
                 }
                 at += 1;
             }
@@ -79,8 +79,9 @@ fn closing(tokens: &[Token], open: usize) -> Option<usize> {
     None
 }
 
-/// Tokens of the function whose qualifiers start at `start`; `None` if another item starts there or it has no body.
-fn function(source: &str, tokens: &[Token], start: usize) -> Option<Range<usize>> {
+/// Name and all tokens of the function whose qualifiers start at `start`; `None` if another item starts there or it has
+/// no body.
+fn function(source: &str, tokens: &[Token], start: usize) -> Option<(usize, Range<usize>)> {
     const QUALIFIERS: [&str; 7] = ["pub", "default", "const", "async", "unsafe", "extern", "safe"];
     let mut at = start;
     loop {
@@ -94,9 +95,10 @@ fn function(source: &str, tokens: &[Token], start: usize) -> Option<Range<usize>
             _ => return None,
         };
     }
+    let name = at + 1;
     loop {
         at = match tokens.get(at)?.kind {
-            Kind::Punct(b'{') => return Some(start..closing(tokens, at)? + 1),
+            Kind::Punct(b'{') => return Some((name, start..closing(tokens, at)? + 1)),
             Kind::Punct(b'(' | b'[') => closing(tokens, at)? + 1,
             Kind::Punct(b';') => return None,
             _ => at + 1,
