@@ -47,6 +47,7 @@ pub(crate) const BUILT_FOR: &str = env!("SIMGRAD_BUILT_ARCHS");
 /// Every image. A kernel that is not listed here cannot be launched.
 pub(crate) const IMAGES: &[Image] = &[
     image!("abi", ["abi_layout"]),
+    image!("goal", ["goal_finalize"]),
     image!(
         "row_norms",
         [

@@ -15,6 +15,9 @@ pub mod abi;
 mod descriptor;
 mod driver;
 mod gather;
+mod goal;
+mod goal_detail;
+mod goal_params;
 mod image;
 mod kernels;
 mod launch;
@@ -26,6 +29,8 @@ mod weighted_grad;
 mod workspace;
 
 pub use descriptor::{RawBatch, RawBuf, RawMat};
+pub use goal::{DeviceGroups, DeviceStepOptions, goal_step, goal_step_detail, goal_step_workspace_bytes};
+pub use goal_detail::{goal_detail_from_words, goal_detail_len};
 pub use kernels::Kernels;
 pub use probe::{DeviceFacts, driver_present, open_context};
 pub use row_norms::{normalize, normalize_backward, row_norms};
@@ -41,6 +46,7 @@ pub use workspace::WORKSPACE_ALIGN;
 /// ordered by events or synchronisation.
 pub mod raw {
     pub use super::gather::RawUpstream;
+    pub use super::goal::{RawGoalStep, RawGroups, goal_step_raw as goal_step};
     pub use super::row_norms::raw::{normalize, normalize_backward, row_norms};
     pub use super::weighted_grad::{RawWeightedGrad, weighted_grad_raw as weighted_grad};
 }

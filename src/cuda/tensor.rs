@@ -6,6 +6,7 @@ use cudarc::driver::{
 
 use super::descriptor::{RawBatch, RawBuf, RawMat};
 use super::gather::RawUpstream;
+use super::goal::{DeviceGroups, RawGroups};
 use super::kernels::Kernels;
 use super::weighted_grad::Upstream;
 use crate::dtype::Element;
@@ -260,5 +261,11 @@ impl<'s> Binder<'s> {
                 Ok((RawUpstream::Device(buf), Some(guard)))
             }
         }
+    }
+
+    pub(crate) fn groups(&self, groups: &'s DeviceGroups<'_>) -> Result<(RawGroups, [SyncOnDrop<'s>; 2])> {
+        let (rows, row_guard) = self.buf("groups.rows", &groups.rows)?;
+        let (cols, col_guard) = self.buf("groups.cols", &groups.cols)?;
+        Ok((RawGroups { rows, cols }, [row_guard, col_guard]))
     }
 }
