@@ -70,9 +70,58 @@ fn on_cpu(c: &mut Criterion, cpu: &Cpu) {
     }
 }
 
+#[cfg(feature = "cuda")]
+fn on_cuda<T: simgrad::cuda::DeviceElement>(c: &mut Criterion, gpu: &common::gpu::Gpu)
+where
+    f32: simgrad::GradientOf<T>,
+{
+    use simgrad::cuda::{self, DeviceGradOptions, DeviceMat, DeviceMatMut, DeviceTriples};
+
+    for shape @ Shape { n, d } in shapes() {
+        let [x, y] = [1, 2].map(|seed| gpu.upload(&embeddings::<T>(shape, seed)));
+        let [mut dx, mut dy] = [0, 1].map(|_| gpu.zeros::<f32>(n * d));
+        let (rows, cols, values) = triples(n);
+        let (rows_, cols_, values_) = (gpu.upload(&rows), gpu.upload(&cols), gpu.upload(&values));
+        let w = DeviceTriples { rows: rows_.as_view(), cols: cols_.as_view(), values: values_.as_view() };
+        let options = DeviceGradOptions::default();
+        let bytes =
+            cuda::weighted_grad_workspace_bytes(n, n, d, T::DTYPE, values.len(), options.normalization).unwrap();
+        let (mut report, mut workspace) = (gpu.zeros(1), gpu.zeros::<u8>(bytes));
+        let [x, y] = [&x, &y].map(|m| DeviceMat::new(m.as_view(), n, d).unwrap());
+        let [mut dx, mut dy] = [&mut dx, &mut dy].map(|m| DeviceMatMut::new(m.as_view_mut(), n, d).unwrap());
+        let mut g = group::<T>(c, "weighted_grad", "cuda");
+        work(&mut g, shape, Throughput::Elements((2 * values.len() * d) as u64));
+        g.bench_function(BenchmarkId::new("fused", shape), |b| {
+            let (mut report, mut workspace) = (report.as_view_mut(), workspace.as_view_mut());
+            gpu.time(b, || {
+                let (kernels, stream) = (&gpu.kernels, &gpu.stream);
+                cuda::weighted_grad(
+                    kernels,
+                    stream,
+                    &x,
+                    &y,
+                    &w,
+                    &options,
+                    &mut dx,
+                    &mut dy,
+                    &mut report,
+                    &mut workspace,
+                )
+                .unwrap();
+            });
+        });
+        g.finish();
+    }
+}
+
 fn benches(c: &mut Criterion) {
     announce_cpu();
     on_cpu(c, &Cpu::new());
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = common::gpu::Gpu::open() {
+        on_cuda::<f32>(c, &gpu);
+        on_cuda::<half::bf16>(c, &gpu);
+    }
 }
 
 criterion_group!(weighted_grad, benches);
