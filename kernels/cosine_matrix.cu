@@ -135,11 +135,12 @@ __device__ __forceinline__ void cosine_matrix_body(const CosineMatrixParams& p) 
     }
 }
 
-#define COSINE_MATRIX(SUFFIX, T)                                                 \
-    extern "C" __global__ void __launch_bounds__(kTileThreads, 1)                \
-        cosine_matrix_##SUFFIX(const __grid_constant__ CosineMatrixParams p) {   \
-        cosine_matrix_body<T>(p);                                                \
+// Where two blocks fit an SM, one stores while the other multiplies. In f32 128 registers would not do.
+#define COSINE_MATRIX(SUFFIX, T, BLOCKS)                                       \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, BLOCKS)         \
+        cosine_matrix_##SUFFIX(const __grid_constant__ CosineMatrixParams p) { \
+        cosine_matrix_body<T>(p);                                              \
     }
-COSINE_MATRIX(f32, float)
-COSINE_MATRIX(f16, __half)
-COSINE_MATRIX(bf16, __nv_bfloat16)
+COSINE_MATRIX(f32, float, 1)
+COSINE_MATRIX(f16, __half, 2)
+COSINE_MATRIX(bf16, __nv_bfloat16, 2)

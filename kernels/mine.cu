@@ -13,10 +13,10 @@
 // Which (i, j) are candidates is decided by index and group alone (kSelect*, params/mine.h), never by value: a candidate of
 // value -infinity counts, NaN is larger than everything, and -0 equals +0.
 //
-// Work    the tiles are dealt to row_splits x col_splits blocks; a block sweeps its rectangle, columns innermost. The row
-//         owners' state stays in registers over a sweep; the column owners' state lives in the block's own partial slot.
-// Launch  grid = row_splits * col_splits (kSelectPair: max of the two numbers of tiles), block = 256, 98,304 bytes of
-//         dynamic shared memory.
+// Work    the tiles are dealt to row_splits x col_splits blocks; a block sweeps its rectangle, columns innermost. A thread
+//         owns a row or a column of the tile at hand, whose state lives in the block's own partial slot.
+// Launch  grid = (col_splits, row_splits), or for kSelectPair the larger of the two numbers of tiles with one split each;
+//         block = 256, 98,304 bytes of dynamic shared memory.
 // Bound   tensor cores (f32: FMA), 2 n m d; written: O(n row planes + m column planes), no term in n m.
 // Order   per tile: maxima of values only, in a fixed tree; where one beats the running best strictly, the index is looked
 //         up among the registers. Tiles come in ascending order, so the lowest index wins ties. No atomics on values and
@@ -83,6 +83,27 @@ __device__ __forceinline__ float lookup_bound(float top) {
     return __int_as_float(top > 0.0f ? bits - 1 : bits + 1);
 }
 
+// The block's rectangle of tiles, and where its partial results go.
+struct Share {
+    uint32_t r, r_end;
+    uint32_t c, c_end;
+
+    __device__ __forceinline__ explicit Share(const MineParams& p) {
+        const uint32_t row_tiles = tiles_of(p.n);
+        const uint32_t col_tiles = tiles_of(p.m);
+        if (p.select == kSelectPair) {
+            r = c = blockIdx.x;
+            r_end = min(blockIdx.x + 1, row_tiles);
+            c_end = min(blockIdx.x + 1, col_tiles);
+            return;
+        }
+        r = part_begin(row_tiles, p.row_splits, blockIdx.y);
+        r_end = part_begin(row_tiles, p.row_splits, blockIdx.y + 1);
+        c = part_begin(col_tiles, p.col_splits, blockIdx.x);
+        c_end = part_begin(col_tiles, p.col_splits, blockIdx.x + 1);
+    }
+};
+
 template <typename T, bool kStats>
 struct Miner {
     using Best = std::conditional_t<kStats, Top2, Top>;
@@ -101,31 +122,36 @@ struct Miner {
     // Returns whether a candidate of this thread is -infinity, which the values alone no longer tell.
     __device__ __forceinline__ bool mask(float (&acc)[4][4][4], uint32_t row0, uint32_t col0, uint64_t& candidates) const {
         const bool grouped = p.row_groups != nullptr && p.select != kSelectPair;
-        int64_t col_group[8];
-#pragma unroll
-        for (int k = 0; k < 8; ++k) {
-            const uint32_t col = col0 + thread.col(k);
-            col_group[k] = grouped && col < p.m ? p.col_groups[col] : 0;
-        }
         bool neg_inf = false;
         candidates = 0;
+        // Half of the columns at a time: the groups of all 8 would take 16 registers beside the accumulators.
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const uint32_t row = row0 + thread.row(i);
-            const int64_t row_group = grouped && row < p.n ? p.row_groups[row] : 0;
+        for (int half = 0; half < 8; half += 4) {
+            int64_t col_group[4];
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
-                float& s = element(acc, i, k);
-                const uint32_t col = col0 + thread.col(k);
-                const bool inside = row < p.n && col < p.m;
-                const bool pair = row == col;
-                const bool same = grouped && row_group == col_group[k];
-                const bool selected = p.select == kSelectNegatives ? !pair && !same : p.select == kSelectPair ? pair : same;
-                if (inside && pair && p.pos != nullptr) p.pos[row] = s;
-                const bool candidate = inside && selected;
-                neg_inf |= candidate && s == neg_infinity();
-                if (!candidate) s = neg_infinity();
-                candidates |= uint64_t(candidate) << (8 * i + k);
+            for (int k = 0; k < 4; ++k) {
+                const uint32_t col = col0 + thread.col(half + k);
+                col_group[k] = grouped && col < p.m ? p.col_groups[col] : 0;
+            }
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                const uint32_t row = row0 + thread.row(i);
+                const int64_t row_group = grouped && row < p.n ? p.row_groups[row] : 0;
+#pragma unroll
+                for (int k = half; k < half + 4; ++k) {
+                    float& s = element(acc, i, k);
+                    const uint32_t col = col0 + thread.col(k);
+                    const bool inside = row < p.n && col < p.m;
+                    const bool pair = row == col;
+                    const bool same = grouped && row_group == col_group[k - half];
+                    const bool selected =
+                        p.select == kSelectNegatives ? !pair && !same : p.select == kSelectPair ? pair : same;
+                    if (inside && pair && p.pos != nullptr) p.pos[row] = s;
+                    const bool candidate = inside && selected;
+                    neg_inf |= candidate && s == neg_infinity();
+                    if (!candidate) s = neg_infinity();
+                    candidates |= uint64_t(candidate) << (8 * i + k);
+                }
             }
         }
         return neg_inf;
@@ -149,6 +175,8 @@ struct Miner {
         join_cols(cols, both);
     }
 
+    __device__ __forceinline__ uint32_t row_split() const { return p.select == kSelectPair ? 0 : blockIdx.y; }
+    __device__ __forceinline__ uint32_t col_split() const { return p.select == kSelectPair ? 0 : blockIdx.x; }
     __device__ __forceinline__ uint32_t warp_row() const { return threadIdx.x >> 7; }
     __device__ __forceinline__ uint32_t warp_col() const { return (threadIdx.x >> 5) & 3; }
     __device__ __forceinline__ uint32_t row_slot(int h) const { return warp_row() * 64 + 32 * h + joined_row(); }
@@ -301,9 +329,25 @@ struct Miner {
         return true;
     }
 
-    // Everything between the products of a tile and its effect on this thread's line. Returns whether the line changed.
-    __device__ __forceinline__ bool tile(float (&acc)[4][4][4], uint32_t row0, uint32_t col0, LineState& line,
+    // This thread's line in the tile whose lines start at `first_line`, as the block has left it in its partial slot.
+    __device__ __forceinline__ LineState load(uint32_t first_line) const {
+        const uint32_t line = first_line + line_in_tile;
+        if (line >= (owns_row ? p.n : p.m)) return empty_line();
+        return owns_row ? load_line(p.row_parts, p.col_splits, p.n, col_split(), line, stats())
+                        : load_line(p.col_parts, p.row_splits, p.m, row_split(), line, stats());
+    }
+    __device__ __forceinline__ void store(uint32_t first_line, const LineState& state) const {
+        const uint32_t line = first_line + line_in_tile;
+        if (line >= (owns_row ? p.n : p.m)) return;
+        if (owns_row) store_line(p.row_parts, p.col_splits, p.n, col_split(), line, stats(), state);
+        else store_line(p.col_parts, p.row_splits, p.m, row_split(), line, stats(), state);
+    }
+
+    // Everything between the products of a tile and their effect on this thread's line; `first` if it is the line's first.
+    __device__ __forceinline__ void tile(float (&acc)[4][4][4], uint32_t row0, uint32_t col0, bool first,
                                          TileMaxima& values, TileScratch& scratch) const {
+        const uint32_t first_line = owns_row ? row0 : col0;
+        LineState line = first ? empty_line() : load(first_line);  // early: it arrives behind the maxima
         scale_tile(acc, thread, p.inv_x, p.inv_y, row0, col0, p.n, p.m);
         uint64_t candidates = ~uint64_t(0);
         bool neg_inf = true;
@@ -336,34 +380,9 @@ struct Miner {
             if (stats() == kStatsSig) count_members<true>(acc, candidates, scratch);
         }
         if (any || stats() >= kStatsLin) __syncthreads();  // places and sums are in place
-        if (!beaten && !kStats) return false;
-        return update(line, top, beaten, owns_row ? col0 : row0, values, scratch);
-    }
-};
-
-// The block's rectangle of tiles, and where its partial results go.
-struct Share {
-    uint32_t r, r_end;
-    uint32_t c, c_end;
-    uint32_t row_split;
-    uint32_t col_split;
-
-    __device__ __forceinline__ explicit Share(const MineParams& p) {
-        const uint32_t row_tiles = tiles_of(p.n);
-        const uint32_t col_tiles = tiles_of(p.m);
-        if (p.select == kSelectPair) {
-            r = c = blockIdx.x;
-            r_end = min(blockIdx.x + 1, row_tiles);
-            c_end = min(blockIdx.x + 1, col_tiles);
-            row_split = col_split = 0;
-            return;
-        }
-        row_split = blockIdx.x / p.col_splits;
-        col_split = blockIdx.x % p.col_splits;
-        r = part_begin(row_tiles, p.row_splits, row_split);
-        r_end = part_begin(row_tiles, p.row_splits, row_split + 1);
-        c = part_begin(col_tiles, p.col_splits, col_split);
-        c_end = part_begin(col_tiles, p.col_splits, col_split + 1);
+        bool changed = first;
+        if (beaten || kStats) changed |= update(line, top, beaten, owns_row ? col0 : row0, values, scratch);
+        if (changed) store(first_line, line);
     }
 };
 
@@ -383,36 +402,22 @@ __device__ __forceinline__ void mine_body(const MineParams& p) {
     }
 
     for (uint32_t r = share.r; r < share.r_end; ++r) {
-        const uint32_t row0 = r * kTile;
-        LineState line = empty_line();
         for (uint32_t c = share.c; c < share.c_end; ++c) {
-            const uint32_t col0 = c * kTile;
             float acc[4][4][4];
             clear_tile(acc);
             stream.accumulate(acc);
-
-            const uint32_t col = col0 + miner.line_in_tile;
-            if (!miner.owns_row) {
-                line = r == share.r || col >= p.m
-                           ? empty_line()
-                           : load_line(p.col_parts, p.row_splits, p.m, share.row_split, col, miner.stats());
-            }
-            const bool changed = miner.tile(acc, row0, col0, line, values, *reinterpret_cast<TileScratch*>(stream.scratch()));
-            if (!miner.owns_row && col < p.m && (changed || r == share.r)) {
-                store_line(p.col_parts, p.row_splits, p.m, share.row_split, col, miner.stats(), line);
-            }
-        }
-        const uint32_t row = row0 + miner.line_in_tile;
-        if (miner.owns_row && row < p.n) {
-            store_line(p.row_parts, p.col_splits, p.n, share.col_split, row, miner.stats(), line);
+            const bool first = miner.owns_row ? c == share.c : r == share.r;
+            miner.tile(acc, r * kTile, c * kTile, first, values,
+                       *reinterpret_cast<TileScratch*>(stream.scratch()));
         }
     }
-    if (share.r >= share.r_end && !miner.owns_row) {  // no row at all: the columns are empty, and nothing has said so yet
+    // Without a tile nothing has said yet that the lines are empty.
+    if (share.r >= share.r_end || share.c >= share.c_end) {
+        for (uint32_t r = share.r; r < share.r_end; ++r) {
+            if (miner.owns_row) miner.store(r * kTile, empty_line());
+        }
         for (uint32_t c = share.c; c < share.c_end; ++c) {
-            const uint32_t col = c * kTile + miner.line_in_tile;
-            if (col < p.m) {
-                store_line(p.col_parts, p.row_splits, p.m, share.row_split, col, miner.stats(), empty_line());
-            }
+            if (!miner.owns_row) miner.store(c * kTile, empty_line());
         }
     }
 }

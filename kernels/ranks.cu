@@ -11,7 +11,7 @@
 //
 // Work    the tiles are dealt to row_splits x col_splits blocks; a block sweeps its rectangle, columns innermost. Counts of
 //         rows stay in registers over a sweep.
-// Launch  grid = row_splits * col_splits, block = 256, 98,304 bytes of dynamic shared memory.
+// Launch  grid = (col_splits, row_splits), block = 256, 98,304 bytes of dynamic shared memory.
 // Bound   tensor cores (f32: FMA), 2 n m d.
 // Order   free: integer sums, by atomic addition.
 // Needs   sm_80.
@@ -34,6 +34,7 @@ struct LineBound {
     uint32_t turn;  // 0 .. kTile
 
     __device__ __forceinline__ bool mixed() const { return turn > 0 && turn < kTile; }
+    __device__ __forceinline__ float whole() const { return turn == 0 ? after : before; }
     __device__ __forceinline__ float at(uint32_t place) const { return place < turn ? before : after; }
 };
 
@@ -82,43 +83,36 @@ struct RankCounter {
         return false;
     }
 
-    // Elements ahead in each of the thread's 8 lines, a byte each: at most 8 here, 32 or 64 after adding up a warp's.
-    template <bool kRows, bool kAll>
-    __device__ __forceinline__ void ahead(const float (&acc)[4][4][4], uint64_t bits, const LineBound (&bounds)[8],
+    // Elements of one of the thread's 8 lines that are ahead. `whole` says that one bound serves all of them, and that all
+    // are candidates.
+    template <bool kRows, bool kWhole>
+    __device__ __forceinline__ uint32_t ahead(const float (&acc)[4][4][4], uint64_t bits, const LineBound& bound,
+                                              int line) const {
+        uint32_t count = 0;
+#pragma unroll
+        for (int at = 0; at < 8; ++at) {
+            const int i = kRows ? line : at;
+            const int k = kRows ? at : line;
+            const float limit = kWhole ? bound.whole() : bound.at(kRows ? thread.col(k) : thread.row(i));
+            if (!(element(acc, i, k) <= limit) && (kWhole || (bits >> (8 * i + k) & 1))) count += 1;
+        }
+        return count;
+    }
+
+    // Elements of the warp that are ahead in the thread's 8 rows or columns, a byte per line: at most 32 or 64. `all` says
+    // that every element is a candidate.
+    template <bool kRows>
+    __device__ __forceinline__ void count(const float (&acc)[4][4][4], uint64_t bits, bool all, uint32_t row0, uint32_t col0,
                                           uint32_t (&words)[2]) const {
         words[0] = words[1] = 0;
 #pragma unroll
         for (int line = 0; line < 8; ++line) {
-            const LineBound& b = bounds[line];
-            const float whole = b.turn == 0 ? b.after : b.before;
-#pragma unroll
-            for (int at = 0; at < 8; ++at) {
-                const int i = kRows ? line : at;
-                const int k = kRows ? at : line;
-                const float limit = kAll ? whole : b.at(kRows ? thread.col(k) : thread.row(i));
-                const bool counts = !(element(acc, i, k) <= limit) && (kAll || (bits >> (8 * i + k) & 1));
-                if (counts) words[line >> 2] += 1u << (8 * (line & 3));
-            }
-        }
-    }
-
-    // One pass over the tile per direction. `all` says that every element is a candidate.
-    template <bool kRows>
-    __device__ __forceinline__ void count(const float (&acc)[4][4][4], uint64_t bits, bool all, uint32_t row0, uint32_t col0,
-                                          uint32_t (&words)[2]) const {
-        LineBound bounds[8];
-        bool mixed = false;
-#pragma unroll
-        for (int line = 0; line < 8; ++line) {
-            bounds[line] = kRows ? bound(p.row_score, p.row_index, row0 + thread.row(line), p.n, col0)
-                                 : bound(p.col_score, p.col_index, col0 + thread.col(line), p.m, row0);
-            mixed |= bounds[line].mixed();
-        }
-        // The branch is taken by the warp as one: most tiles have no line whose positive lies inside.
-        if (all && !__any_sync(~0u, mixed)) {
-            ahead<kRows, true>(acc, bits, bounds, words);
-        } else {
-            ahead<kRows, false>(acc, bits, bounds, words);
+            const LineBound b = kRows ? bound(p.row_score, p.row_index, row0 + thread.row(line), p.n, col0)
+                                      : bound(p.col_score, p.col_index, col0 + thread.col(line), p.m, row0);
+            // The warp takes the branch as one: in most tiles no line has its positive.
+            const bool whole = all && !__any_sync(~0u, b.mixed());
+            const uint32_t count = whole ? ahead<kRows, true>(acc, bits, b, line) : ahead<kRows, false>(acc, bits, b, line);
+            words[line >> 2] += count << (8 * (line & 3));
         }
 #pragma unroll
         for (int w = 0; w < 2; ++w) {
@@ -132,12 +126,10 @@ template <typename T>
 __device__ __forceinline__ void ranks_body(const RanksParams& p) {
     extern __shared__ __align__(128) char stages[];
     const RankCounter counter(p);
-    const uint32_t row_split = blockIdx.x / p.col_splits;
-    const uint32_t col_split = blockIdx.x % p.col_splits;
-    const uint32_t r_begin = part_begin(tiles_of(p.n), p.row_splits, row_split);
-    const uint32_t r_end = part_begin(tiles_of(p.n), p.row_splits, row_split + 1);
-    const uint32_t c_begin = part_begin(tiles_of(p.m), p.col_splits, col_split);
-    const uint32_t c_end = part_begin(tiles_of(p.m), p.col_splits, col_split + 1);
+    const uint32_t r_begin = part_begin(tiles_of(p.n), p.row_splits, blockIdx.y);
+    const uint32_t r_end = part_begin(tiles_of(p.n), p.row_splits, blockIdx.y + 1);
+    const uint32_t c_begin = part_begin(tiles_of(p.m), p.col_splits, blockIdx.x);
+    const uint32_t c_end = part_begin(tiles_of(p.m), p.col_splits, blockIdx.x + 1);
     const TileShape shape{p.ldx * int64_t(sizeof(T)), p.ldy * int64_t(sizeof(T)), p.n, p.m, p.d * uint32_t(sizeof(T))};
     TileStream<T, RectCursor> stream(
         stages, shape,

@@ -48,16 +48,18 @@ struct TileMath16 {
         const uint32_t a_chunk = lane >> 4;
         const uint32_t b_row = (warp & 3) * 32 + (lane >> 4) * 8 + (lane & 7);
         const uint32_t b_chunk = (lane >> 3) & 1;
-        const uint32_t sx = uint32_t(__cvta_generic_to_shared(x)) + a_row * 128;
-        const uint32_t sy = uint32_t(__cvta_generic_to_shared(y)) + b_row * 128;
+        // Chunk 2 k16 + {0, 1} of a row, swizzled, is the chunk of k16 = 0 with two address bits flipped: rows start at
+        // multiples of 128 bytes.
+        const uint32_t sx = uint32_t(__cvta_generic_to_shared(x)) + a_row * 128 + (a_chunk ^ swizzle) * 16;
+        const uint32_t sy = uint32_t(__cvta_generic_to_shared(y)) + b_row * 128 + (b_chunk ^ swizzle) * 16;
 #pragma unroll
         for (uint32_t k16 = 0; k16 < 4; ++k16) {
             uint32_t a[4][4];
             uint32_t b[2][4];
 #pragma unroll
-            for (int mi = 0; mi < 4; ++mi) load_matrices(a[mi], sx + mi * 16 * 128 + ((2 * k16 + a_chunk) ^ swizzle) * 16);
+            for (int mi = 0; mi < 4; ++mi) load_matrices(a[mi], (sx ^ (k16 * 32)) + mi * 16 * 128);
 #pragma unroll
-            for (int nj = 0; nj < 2; ++nj) load_matrices(b[nj], sy + nj * 16 * 128 + ((2 * k16 + b_chunk) ^ swizzle) * 16);
+            for (int nj = 0; nj < 2; ++nj) load_matrices(b[nj], (sy ^ (k16 * 32)) + nj * 16 * 128);
 #pragma unroll
             for (int mi = 0; mi < 4; ++mi) {
 #pragma unroll

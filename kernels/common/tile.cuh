@@ -58,27 +58,27 @@ class TileStream {
   public:
     // Starts the first loads. `stages` is kPipelineBytes of shared memory, aligned to 128 bytes.
     __device__ __forceinline__ TileStream(char* stages, const TileShape& shape, const Cursor& cursor)
-        : stages_(stages), shape_(shape), cursor_(cursor), fill_(0), use_(kStages - 1) {
+        : stages_(stages), shape_(shape), cursor_(cursor), stage_(kStages - 1) {
         begin_tile();
 #pragma unroll
-        for (int s = 0; s < kStages - 1; ++s) load_step();
+        for (int s = 0; s < kStages - 1; ++s) load_step(s);
     }
 
     // The products of the next tile, added to `acc`. On return all threads of the block may still be reading scratch().
     __device__ __forceinline__ void accumulate(float (&acc)[4][4][4]) {
         for (uint32_t k = 0; k < shape_.k_bytes; k += kRowBytes) {
             wait_copies<kStages - 2>();
-            __syncthreads();  // this step's data has arrived from all threads, and nobody reads the stage filled below
-            load_step();
-            use_ = use_ == kStages - 1 ? 0 : use_ + 1;
-            const char* stage = stages_ + use_ * kStageBytes;
+            __syncthreads();  // this step's data has arrived from all threads, and nobody reads the last step's stage
+            load_step(stage_);
+            stage_ = stage_ == kStages - 1 ? 0 : stage_ + 1;
+            const char* stage = stages_ + stage_ * kStageBytes;
             TileMath<T>::accumulate(stage, stage + kOperandBytes, acc);
         }
     }
 
     // The stage of the last k-step, kStageBytes: free for the epilogue from the first barrier after accumulate() on,
     // until the next accumulate().
-    __device__ __forceinline__ char* scratch() const { return stages_ + use_ * kStageBytes; }
+    __device__ __forceinline__ char* scratch() const { return stages_ + stage_ * kStageBytes; }
 
   private:
     __device__ __forceinline__ void begin_tile() {
@@ -88,27 +88,32 @@ class TileStream {
         const uint32_t row = threadIdx.x / kRowChunks;  // and 32, 64 and 96 rows further
         gx_ = tile.x + int64_t(tile.row0 + row) * shape_.x_row_bytes + threadIdx.x % kRowChunks * 16;
         gy_ = tile.y + int64_t(tile.col0 + row) * shape_.y_row_bytes + threadIdx.x % kRowChunks * 16;
-        x_left_ = int(shape_.n - tile.row0) - int(row);
-        y_left_ = int(shape_.m - tile.col0) - int(row);
+        inside_ = 0;
+#pragma unroll
+        for (int i = 0; i < kTile / 32; ++i) {
+            if (tile.row0 + row + i * 32 < shape_.n) inside_ |= 1u << i;
+            if (tile.col0 + row + i * 32 < shape_.m) inside_ |= 16u << i;
+        }
     }
 
     // Enqueues the copies of one k-step, or an empty group behind the last one so that the count of groups stays right.
-    __device__ __forceinline__ void load_step() {
+    __device__ __forceinline__ void load_step(uint32_t stage) {
         if (cursor_.valid()) {
             const uint32_t row = threadIdx.x / kRowChunks;
             const uint32_t chunk = threadIdx.x % kRowChunks;
-            const uint32_t to = uint32_t(__cvta_generic_to_shared(stages_)) + fill_ * kStageBytes + row * kRowBytes +
+            const uint32_t to = uint32_t(__cvta_generic_to_shared(stages_)) + stage * kStageBytes + row * kRowBytes +
                                 ((chunk ^ (row & 7)) * 16);
             const int left = int(shape_.k_bytes - k_) - int(chunk * 16);
             const uint32_t bytes = uint32_t(min(max(left, 0), 16));
 #pragma unroll
             for (int i = 0; i < kTile / 32; ++i) {
-                copy_chunk_async(to + i * 32 * kRowBytes, gx_ + i * 32 * shape_.x_row_bytes, i * 32 < x_left_ ? bytes : 0);
+                copy_chunk_async(to + i * 32 * kRowBytes, gx_ + i * 32 * shape_.x_row_bytes,
+                                 inside_ & (1u << i) ? bytes : 0);
             }
 #pragma unroll
             for (int i = 0; i < kTile / 32; ++i) {
                 copy_chunk_async(to + kOperandBytes + i * 32 * kRowBytes, gy_ + i * 32 * shape_.y_row_bytes,
-                                 i * 32 < y_left_ ? bytes : 0);
+                                 inside_ & (16u << i) ? bytes : 0);
             }
             gx_ += kRowBytes;
             gy_ += kRowBytes;
@@ -119,7 +124,6 @@ class TileStream {
             }
         }
         commit_copies();
-        fill_ = fill_ == kStages - 1 ? 0 : fill_ + 1;
     }
 
     char* stages_;
@@ -127,11 +131,9 @@ class TileStream {
     Cursor cursor_;    // the tile whose loads come next
     const char* gx_;   // this thread's chunk of its first row of X, and of Y
     const char* gy_;
-    int x_left_;       // rows from this thread's first one to the end of the matrix
-    int y_left_;
+    uint32_t inside_;  // which of its 4 rows of X (bits 0 to 3) and of Y (4 to 7) exist
     uint32_t k_;       // bytes of k that are loaded
-    uint32_t fill_;    // stage that is filled next
-    uint32_t use_;     // stage of the last k-step
+    uint32_t stage_;   // of the last k-step
 };
 
 // The tiles of a rectangle, row of tiles after row of tiles.
