@@ -7,7 +7,7 @@
 //
 //   parts  (planes, splits, n) 4-byte words from mine_*;  pos, inv (n) f32;  groups (n) i64 or null
 //   positive, negative (n) f32;  index (n) i32;  list, spare (n), offsets (n + 1) u32;  detail (10, n) words or null
-//   tickets (3) u32, 0 on entry.  No output may alias an input or another output.
+//   tickets (kGoalTickets) u32, 0 on entry.  No output may alias an input or another output.
 //
 // Work    a block takes 32 anchors of one direction. Its first warp merges their partial states, a thread each; for the _ms
 //         weights all warps then sum R+ over the positives, a warp per anchor; the first warp evaluates the weights. The last
@@ -25,17 +25,15 @@
 
 namespace {
 
-constexpr uint32_t kWarps = 16;  // the last block sorts by itself: enough warps to hide the latency of that
-constexpr uint32_t kThreads = kWarps * kWarpSize;
-constexpr uint32_t kAnchors = 32;  // per block, one per lane of its first warp
-constexpr uint32_t kFlush = 64;    // terms of R+ that a lane adds up before it adds them to its total, to bound rounding
+constexpr uint32_t kWarps = kGoalThreads / kWarpSize;
+constexpr uint32_t kFlush = 64;  // terms of R+ that a lane adds up before it adds them to its total, to bound rounding
 
 // What a direction's sums are taken over, as each block and then the last block knows it.
 struct Shared {
     RadixScratch<kWarps> radix;
-    float value[kAnchors];
-    float rs_pos[kAnchors];
-    uint32_t rs_pos_count[kAnchors];
+    float value[kGoalAnchors];
+    float rs_pos[kGoalAnchors];
+    uint32_t rs_pos_count[kGoalAnchors];
     float scratch[32];
     ReportPart parts[kWarps];
     bool last;
@@ -152,7 +150,7 @@ __device__ __forceinline__ ReportPart finish_anchor(const GoalParams& p, const G
 
 // The 32 anchors of this block.
 __device__ __forceinline__ void block_anchors(const GoalParams& p, const GoalSide& s, Shared& shared) {
-    const uint32_t first = blockIdx.x * kAnchors;
+    const uint32_t first = blockIdx.x * kGoalAnchors;
     const uint32_t own = first + lane_id();
     const bool inside = warp_id() == 0 && own < p.n;
     LineState line = empty_line();
@@ -167,7 +165,7 @@ __device__ __forceinline__ void block_anchors(const GoalParams& p, const GoalSid
     }
     if (is_ms(p)) {
         __syncthreads();  // the anchors' hardest values are in place
-        for (uint32_t a = warp_id(); a < kAnchors && first + a < p.n; a += kWarps) {
+        for (uint32_t a = warp_id(); a < kGoalAnchors && first + a < p.n; a += kWarps) {
             const Relative r = positive_relative(p, s, first + a, shared.value[a]);
             if (lane_id() == 0) {
                 shared.rs_pos[a] = r.mean;
@@ -200,7 +198,7 @@ __device__ __forceinline__ bool last_to_come(uint32_t* ticket, uint32_t count, b
 // The parts of all blocks, added in ascending order by a fixed assignment to threads.
 __device__ __forceinline__ ReportPart add_blocks(const GoalSide& s, Shared& shared) {
     ReportPart part{};
-    for (uint32_t b = threadIdx.x; b < gridDim.x; b += kThreads) {
+    for (uint32_t b = threadIdx.x; b < gridDim.x; b += kGoalThreads) {
         const double* d = reinterpret_cast<const double*>(s.blocks + b);
         const uint32_t* w = reinterpret_cast<const uint32_t*>(d + 4);
         add_part(part, {__ldcg(d), __ldcg(d + 1), __ldcg(d + 2), __ldcg(d + 3), __ldcg(w), __ldcg(w + 1), __ldcg(w + 2),
@@ -243,7 +241,7 @@ __device__ __forceinline__ void write_report(const GoalParams& p) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(kThreads, 1) goal_finalize(const __grid_constant__ GoalParams p) {
+extern "C" __global__ void __launch_bounds__(kGoalThreads, 1) goal_finalize(const __grid_constant__ GoalParams p) {
     __shared__ Shared shared;
     const GoalSide& s = blockIdx.y == 0 ? p.it : p.ti;
     block_anchors(p, s, shared);

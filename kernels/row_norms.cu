@@ -25,16 +25,13 @@
 
 namespace {
 
-constexpr uint32_t kRowsAtOnce = 8;  // kThreads / 32: enough warps per block to hide the latency of the reads
-constexpr uint32_t kThreads = 32 * kRowsAtOnce;
-
 __device__ __forceinline__ float pos_infinity() { return __int_as_float(0x7f800000); }
 
 // Calls visit(row) for the rows of this warp.
 template <typename Visit>
 __device__ __forceinline__ void for_each_row(uint32_t rows, Visit visit) {
-    const uint32_t step = gridDim.x * kRowsAtOnce;
-    for (uint64_t row = blockIdx.x * kRowsAtOnce + warp_id(); row < rows; row += step) visit(uint32_t(row));
+    const uint32_t step = gridDim.x * kRowsPerBlock;
+    for (uint64_t row = blockIdx.x * kRowsPerBlock + warp_id(); row < rows; row += step) visit(uint32_t(row));
 }
 
 template <typename T>
@@ -143,9 +140,9 @@ __device__ __forceinline__ float pair_similarity(const PrepareParams& p, uint32_
 
 template <typename T>
 __device__ __forceinline__ void prepare_body(const PrepareParams& p) {
-    __shared__ float lowest[kRowsAtOnce];
+    __shared__ float lowest[kRowsPerBlock];
     if (blockIdx.x == 0 && p.zeroed != nullptr) {
-        for (uint32_t i = threadIdx.x; i < p.zeroed_len; i += kThreads) p.zeroed[i] = 0;
+        for (uint32_t i = threadIdx.x; i < p.zeroed_len; i += kRowThreads) p.zeroed[i] = 0;
     }
     float low = pos_infinity();
     for_each_row(max(p.x.count, p.y.count), [&](uint32_t i) {
@@ -159,18 +156,18 @@ __device__ __forceinline__ void prepare_body(const PrepareParams& p) {
     if (lane_id() == 0) lowest[warp_id()] = low;
     __syncthreads();  // every warp's minimum is in place
     if (threadIdx.x != 0) return;
-    for (uint32_t w = 1; w < kRowsAtOnce; ++w) low = fminf(low, lowest[w]);
+    for (uint32_t w = 1; w < kRowsPerBlock; ++w) low = fminf(low, lowest[w]);
     p.pmin[blockIdx.x] = low;
 }
 
 }  // namespace
 
 #define PER_TYPE(SUFFIX, T)                                                                                          \
-    extern "C" __global__ void __launch_bounds__(kThreads) row_norms_##SUFFIX(                                       \
+    extern "C" __global__ void __launch_bounds__(kRowThreads) row_norms_##SUFFIX(                                       \
         const __grid_constant__ RowNormsParams p) {                                                                  \
         row_norms_body<T>(p);                                                                                        \
     }                                                                                                                \
-    extern "C" __global__ void __launch_bounds__(kThreads) prepare_##SUFFIX(const __grid_constant__ PrepareParams p) { \
+    extern "C" __global__ void __launch_bounds__(kRowThreads) prepare_##SUFFIX(const __grid_constant__ PrepareParams p) { \
         prepare_body<T>(p);                                                                                          \
     }
 PER_TYPE(f32, float)
@@ -178,7 +175,7 @@ PER_TYPE(f16, __half)
 PER_TYPE(bf16, __nv_bfloat16)
 
 #define PER_PAIR(SUFFIX, T, G)                                                     \
-    extern "C" __global__ void __launch_bounds__(kThreads) normalize_backward_##SUFFIX( \
+    extern "C" __global__ void __launch_bounds__(kRowThreads) normalize_backward_##SUFFIX( \
         const __grid_constant__ NormalizeBackwardParams p) {                       \
         normalize_backward_body<T, G>(p);                                          \
     }

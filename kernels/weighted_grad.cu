@@ -24,22 +24,20 @@
 
 namespace {
 
-constexpr uint32_t kInvertWarps = 16;  // enough to hide most of the latency of one block's scattered accesses
-constexpr uint32_t kMaxThreads = 256;
+constexpr uint32_t kInvertWarps = kInvertThreads / kWarpSize;
 constexpr uint32_t kBlocks = 3;        // on a multiprocessor: up to 80 registers per thread, which nothing has to leave
-constexpr uint32_t kColumns = 8;       // of a thread: one 16-byte access of 16-bit elements, two of f32
 constexpr uint32_t kDirect = 8;        // terms up to which the list is read from global memory, without barriers
 
 struct Terms {
-    uint32_t source[kMaxThreads];
-    float weight[kMaxThreads];
+    uint32_t source[kGatherThreads];
+    float weight[kGatherThreads];
 };
 
 // Columns [col, col + 8) of a row, zeros from column d on.
 template <typename T>
-__device__ __forceinline__ void load_columns(const T* row, uint32_t col, uint32_t d, float (&v)[kColumns]) {
+__device__ __forceinline__ void load_columns(const T* row, uint32_t col, uint32_t d, float (&v)[kGatherColumns]) {
 #pragma unroll
-    for (uint32_t part = 0; part < kColumns; part += kVector<T>) {
+    for (uint32_t part = 0; part < kGatherColumns; part += kVector<T>) {
         float values[kVector<T>];
         load_vector(row, col + part, d, true, values);
 #pragma unroll
@@ -54,9 +52,9 @@ class Gather {
         : s(side), p(params), t(target), terms(scratch), begin(side.offsets[target]), end(side.offsets[target + 1]) {}
 
     // g of columns [col, col + 8). Every thread of the block calls this the same number of times.
-    __device__ __forceinline__ void sum(uint32_t col, float (&g)[kColumns]) const {
+    __device__ __forceinline__ void sum(uint32_t col, float (&g)[kGatherColumns]) const {
 #pragma unroll
-        for (uint32_t k = 0; k < kColumns; ++k) g[k] = 0.0f;
+        for (uint32_t k = 0; k < kGatherColumns; ++k) g[k] = 0.0f;
         if (s.diagonal[0] != nullptr && t < p.pairs) add(t, s.diagonal[0][t] + s.diagonal[1][t], col, g);
         if (s.negative != nullptr && s.negative[t] >= 0) add(s.negative[t], s.coefficient[t], col, g);
         if (end - begin <= kDirect) {
@@ -91,25 +89,25 @@ class Gather {
     __device__ __forceinline__ float weight(uint32_t at) const { return s.weight[s.list[at]]; }
     __device__ __forceinline__ float inv(uint32_t row) const { return s.other_inv == nullptr ? 1.0f : s.other_inv[row]; }
 
-    __device__ __forceinline__ void add(uint32_t row, float coefficient, uint32_t col, float (&g)[kColumns]) const {
+    __device__ __forceinline__ void add(uint32_t row, float coefficient, uint32_t col, float (&g)[kGatherColumns]) const {
         accumulate(row, coefficient * inv(row), col, g);
     }
 
-    __device__ __forceinline__ void accumulate(uint32_t row, float coefficient, uint32_t col, float (&g)[kColumns]) const {
-        float v[kColumns];
+    __device__ __forceinline__ void accumulate(uint32_t row, float coefficient, uint32_t col, float (&g)[kGatherColumns]) const {
+        float v[kGatherColumns];
         load_columns(static_cast<const T*>(s.other) + row * s.other_ld, col, p.d, v);
 #pragma unroll
-        for (uint32_t k = 0; k < kColumns; ++k) g[k] = fmaf(coefficient, v[k], g[k]);
+        for (uint32_t k = 0; k < kGatherColumns; ++k) g[k] = fmaf(coefficient, v[k], g[k]);
     }
 };
 
 // Writes columns [col, col + 8) of the result; returns how many became infinite by rounding.
 template <typename G>
 __device__ __forceinline__ uint32_t write_columns(G* row, uint32_t col, uint32_t d, bool aligned, bool accumulate,
-                                                  float (&v)[kColumns]) {
+                                                  float (&v)[kGatherColumns]) {
     uint32_t overflow = 0;
 #pragma unroll
-    for (uint32_t part = 0; part < kColumns; part += kVector<G>) {
+    for (uint32_t part = 0; part < kGatherColumns; part += kVector<G>) {
         float values[kVector<G>];
         if (accumulate) load_vector(row, col + part, d, aligned, values);
 #pragma unroll
@@ -131,7 +129,7 @@ __device__ __forceinline__ void gather_row(const GatherSide& s, const GatherPara
     const T* own = static_cast<const T*>(s.own) + t * s.own_ld;  // (d)
     G* out = static_cast<G*>(s.out) + t * s.out_ld;              // (d)
     const Gather<T> gather(s, p, t, terms);
-    const uint32_t first = threadIdx.x * kColumns, step = blockDim.x * kColumns;
+    const uint32_t first = threadIdx.x * kGatherColumns, step = blockDim.x * kGatherColumns;
     const bool normalised = s.own_inv != nullptr;
     const float inv = normalised ? s.own_inv[t] : 1.0f;
     const float to_unit = sizeof(T) == 4 ? 1.0f : inv;
@@ -141,7 +139,7 @@ __device__ __forceinline__ void gather_row(const GatherSide& s, const GatherPara
 
     // The first pass finds u . g, the second writes. One step covers a narrow row, whose sums are then still in the
     // registers; without normalisation there is only the second pass.
-    float g[kColumns];
+    float g[kGatherColumns];
     float radial = 0.0f;
     uint32_t overflow = 0;
 #pragma unroll 1
@@ -149,22 +147,22 @@ __device__ __forceinline__ void gather_row(const GatherSide& s, const GatherPara
         for (uint32_t base = 0; base < p.d; base += step) {
             const uint32_t col = base + first;
             if (pass == 0 || !normalised || p.d > step) gather.sum(col, g);
-            float u[kColumns];
+            float u[kGatherColumns];
             if (normalised) load_columns(own, col, p.d, u);
             if (pass == 0) {
 #pragma unroll
-                for (uint32_t k = 0; k < kColumns; ++k) radial = fmaf(u[k] * to_unit, g[k], radial);
+                for (uint32_t k = 0; k < kGatherColumns; ++k) radial = fmaf(u[k] * to_unit, g[k], radial);
                 continue;
             }
             if (normalised) {
 #pragma unroll
-                for (uint32_t k = 0; k < kColumns; ++k) {
+                for (uint32_t k = 0; k < kGatherColumns; ++k) {
                     const float tangent = g[k] - u[k] * to_unit * radial;
                     g[k] = zero_row ? 0.0f : scale_pow2(tangent * factor * inv, -exponent);
                 }
             } else {
 #pragma unroll
-                for (uint32_t k = 0; k < kColumns; ++k) g[k] *= factor;
+                for (uint32_t k = 0; k < kGatherColumns; ++k) g[k] *= factor;
             }
             overflow += write_columns(out, col, p.d, s.out_aligned, p.accumulate, g);
         }
@@ -176,7 +174,7 @@ __device__ __forceinline__ void gather_row(const GatherSide& s, const GatherPara
 template <typename T, typename G>
 __device__ __forceinline__ void gather_body(const GatherParams& p) {
     __shared__ Terms terms;
-    __shared__ float scratch[kMaxThreads / kWarpSize];
+    __shared__ float scratch[kGatherThreads / kWarpSize];
     const bool of_x = blockIdx.x < p.x.rows;
     gather_row<T, G>(of_x ? p.x : p.y, p, of_x ? blockIdx.x : blockIdx.x - p.x.rows, terms, scratch);
 }
@@ -184,7 +182,7 @@ __device__ __forceinline__ void gather_body(const GatherParams& p) {
 }  // namespace
 
 // The block of one side; the triples that count are told once, and each block writes its own side's targets.
-extern "C" __global__ void __launch_bounds__(32 * kInvertWarps, 1)
+extern "C" __global__ void __launch_bounds__(kInvertThreads, 1)
     weighted_grad_invert(const __grid_constant__ InvertParams p) {
     __shared__ RadixScratch<kInvertWarps> scratch;
     __shared__ uint32_t left_out;
@@ -208,7 +206,7 @@ extern "C" __global__ void __launch_bounds__(32 * kInvertWarps, 1)
 }
 
 #define PER_PAIR(SUFFIX, T, G)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(kMaxThreads, kBlocks) weighted_grad_##SUFFIX(                       \
+    extern "C" __global__ void __launch_bounds__(kGatherThreads, kBlocks) weighted_grad_##SUFFIX(                       \
         const __grid_constant__ GatherParams p) {                                                                    \
         gather_body<T, G>(p);                                                                                        \
     }

@@ -79,7 +79,8 @@ __device__ __forceinline__ LineState merge_lines(const LineState& a, const LineS
     if (rule.stats == kStatsLin) {
         top.sum += fmaf(float(members), gap, low.sum);
     } else {
-        top.sum += (low.sum + float(admitted)) * sig_term(gap, -rule.beta * kLog2E);
+        const float shift = equal ? 1.0f : sig_term(gap, -rule.beta * kLog2E);  // also where beta overflows the scale
+        top.sum += (low.sum + float(admitted)) * shift;
     }
     return top;
 }

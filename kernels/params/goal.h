@@ -2,6 +2,10 @@
 #pragma once
 #include <stdint.h>
 
+constexpr uint32_t kGoalAnchors = 32;   // per block, one per lane of its first warp
+constexpr uint32_t kGoalThreads = 512;  // the last block sorts by itself: enough warps to hide the latency of that
+constexpr uint32_t kGoalTickets = 3;    // blocks of each direction that are done, directions that are done
+
 // Triplet weight T(P, N).
 constexpr uint32_t kTripletCon = 0;    // 1
 constexpr uint32_t kTripletHinge = 1;  // 1 if margin + N - P > 0, else 0
@@ -101,7 +105,7 @@ struct GoalParams {
     GoalSide ti;
     const float* pos;    // (n): similarity of the pairs
     const float* pmin;   // (pmin_count), partial minima of the pairs' similarities; kStatsLin and kStatsSig only
-    uint32_t* tickets;   // (3) words that are 0: blocks of it and of ti that are done, directions that are done
+    uint32_t* tickets;   // (kGoalTickets) words that are 0
     StepReport* report;  // (1)
     ObjectiveParams objective;
     double factor;       // of the reduction, on sums in the report

@@ -2,6 +2,9 @@
 #pragma once
 #include <stdint.h>
 
+constexpr uint32_t kRowsPerBlock = 8;  // a warp per row: enough warps per block to hide the latency of the reads
+constexpr uint32_t kRowThreads = 32 * kRowsPerBlock;
+
 // One matrix, or a batch of matrices whose rows are numbered through.
 struct PrepareSide {
     const void* src;       // (count / rows, rows, d) T

@@ -2,6 +2,10 @@
 #pragma once
 #include <stdint.h>
 
+constexpr uint32_t kInvertThreads = 512;  // enough warps to hide most of the latency of one block's scattered accesses
+constexpr uint32_t kGatherThreads = 256;  // at most
+constexpr uint32_t kGatherColumns = 8;    // of a thread: one 16-byte access of 16-bit elements, two of f32
+
 // One direction of the inverse index: entries are triples, targets rows of one matrix.
 struct InvertSide {
     const int32_t* target;  // (count)

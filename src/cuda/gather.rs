@@ -11,10 +11,10 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::options::WriteMode;
 
-/// Columns that a thread holds; `kColumns` in `kernels/weighted_grad.cu`.
-const COLUMNS: usize = 8;
-/// The most threads of a block; `kMaxThreads` there.
-const MAX_THREADS: usize = 256;
+/// Columns that a thread holds; `kGatherColumns` in `kernels/params/weighted_grad.h`.
+pub(crate) const COLUMNS: usize = 8;
+/// The most threads of a block; `kGatherThreads` there.
+pub(crate) const MAX_THREADS: usize = 256;
 const WARP: usize = 32;
 
 const KERNELS: GradientKernels = GradientKernels {

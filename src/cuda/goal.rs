@@ -23,12 +23,12 @@ use crate::outputs::StepReport;
 
 const OP: &str = "goal_step";
 
-/// Anchors of a block; `kAnchors` in `kernels/goal.cu`.
-const ANCHORS: usize = 32;
-/// Threads of a block; `kThreads` there.
-const THREADS: u32 = 512;
-/// Tickets: blocks of each direction that are done, directions that are done.
-const TICKETS: usize = 3;
+/// Anchors of a block; `kGoalAnchors` in `kernels/params/goal.h`.
+pub(crate) const ANCHORS: usize = 32;
+/// Threads of a block; `kGoalThreads` there.
+pub(crate) const THREADS: u32 = 512;
+/// Words that the blocks count in; `kGoalTickets` there.
+pub(crate) const TICKETS: usize = 3;
 /// Planes of a direction's anatomy; `kDetailPlanes` in `kernels/params/goal.h`.
 pub(crate) const DETAIL_PLANES: usize = 10;
 
@@ -426,7 +426,7 @@ pub fn goal_step<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     report: &mut CudaViewMut<'_, StepReport>,
     workspace: &mut CudaViewMut<'_, u8>,
 ) -> Result<()> {
-    enqueue(kernels, stream, [x, y], objective, options, [dx, dy], report, None, workspace)
+    enqueue(kernels, stream, [x, y], objective, options, (dx, dy), report, None, workspace)
 }
 
 /// As [`goal_step`], and writes the anatomy of the step to `detail`, [`goal_detail_len`](super::goal_detail_len) words
@@ -448,7 +448,7 @@ pub fn goal_step_detail<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     detail: &mut CudaViewMut<'_, u32>,
     workspace: &mut CudaViewMut<'_, u8>,
 ) -> Result<()> {
-    enqueue(kernels, stream, [x, y], objective, options, [dx, dy], report, Some(detail), workspace)
+    enqueue(kernels, stream, [x, y], objective, options, (dx, dy), report, Some(detail), workspace)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -458,7 +458,7 @@ fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     [x, y]: [&DeviceMat<'_, T>; 2],
     objective: &Objective,
     options: &DeviceStepOptions<'_>,
-    [dx, dy]: [&mut DeviceMatMut<'_, G>; 2],
+    (dx, dy): (&mut DeviceMatMut<'_, G>, &mut DeviceMatMut<'_, G>),
     report: &mut CudaViewMut<'_, StepReport>,
     detail: Option<&mut CudaViewMut<'_, u32>>,
     workspace: &mut CudaViewMut<'_, u8>,

@@ -1,5 +1,7 @@
 //! The device code in this binary: one image per `kernels/<name>.cu`, and what is in it.
 
+use super::plan::TILE_SHARED_BYTES;
+
 /// A kernel of an image.
 pub(crate) struct KernelSpec {
     /// Its `extern "C"` name.
@@ -47,7 +49,35 @@ pub(crate) const BUILT_FOR: &str = env!("SIMGRAD_BUILT_ARCHS");
 /// Every image. A kernel that is not listed here cannot be launched.
 pub(crate) const IMAGES: &[Image] = &[
     image!("abi", ["abi_layout"]),
+    image!(
+        "cosine_matrix",
+        [
+            "cosine_matrix_f32" => TILE_SHARED_BYTES,
+            "cosine_matrix_f16" => TILE_SHARED_BYTES,
+            "cosine_matrix_bf16" => TILE_SHARED_BYTES,
+        ]
+    ),
     image!("goal", ["goal_finalize"]),
+    image!(
+        "mine",
+        [
+            "mine_f32" => TILE_SHARED_BYTES,
+            "mine_f16" => TILE_SHARED_BYTES,
+            "mine_bf16" => TILE_SHARED_BYTES,
+            "mine_stats_f32" => TILE_SHARED_BYTES,
+            "mine_stats_f16" => TILE_SHARED_BYTES,
+            "mine_stats_bf16" => TILE_SHARED_BYTES,
+            "mine_merge",
+        ]
+    ),
+    image!(
+        "ranks",
+        [
+            "ranks_f32" => TILE_SHARED_BYTES,
+            "ranks_f16" => TILE_SHARED_BYTES,
+            "ranks_bf16" => TILE_SHARED_BYTES,
+        ]
+    ),
     image!(
         "row_norms",
         [

@@ -10,9 +10,9 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::options::Normalization;
 
-/// Rows that a block works on at a time; `kRowsAtOnce` in `kernels/row_norms.cu`.
+/// Rows that a block works on at a time; `kRowsPerBlock` in `kernels/params/row_norms.h`.
 pub(crate) const ROWS_PER_BLOCK: usize = 8;
-/// Threads of a block; `kThreads` there.
+/// Threads of a block; `kRowThreads` there.
 pub(crate) const BLOCK: u32 = 256;
 /// The most blocks: more than any device runs at a time, few enough that their partial results are quick to merge.
 const MAX_BLOCKS: usize = 1024;

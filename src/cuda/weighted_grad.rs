@@ -19,8 +19,8 @@ use crate::outputs::GradReport;
 
 const OP: &str = "weighted_grad";
 
-/// Threads of the block that inverts one side; `32 * kInvertWarps` in `kernels/weighted_grad.cu`.
-const INVERT_THREADS: u32 = 512;
+/// Threads of the block that inverts one side; `kInvertThreads` in `kernels/params/weighted_grad.h`.
+pub(crate) const INVERT_THREADS: u32 = 512;
 
 params! {
     /// Twin of the struct in `kernels/params/weighted_grad.h`.
