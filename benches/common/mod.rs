@@ -10,6 +10,8 @@
 
 pub mod composed;
 #[cfg(feature = "cuda")]
+pub mod goal_cuda;
+#[cfg(feature = "cuda")]
 pub mod gpu;
 
 use std::fmt;
