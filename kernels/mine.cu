@@ -73,15 +73,9 @@ __device__ __forceinline__ void admit(Top2& t, float x) {
 __device__ __forceinline__ void start(Top& t, float x) { t = {x}; }
 __device__ __forceinline__ void start(Top2& t, float x) { t = {x, neg_infinity()}; }
 
-// A bound b so that, among elements none of which beats `top`, exactly those equal to it satisfy !(x <= b): the next
-// smaller float. NaN: only NaN is not <= infinity. -infinity: nothing is <= NaN, so candidates are told by their bits.
-__device__ __forceinline__ float lookup_bound(float top) {
-    if (top != top) return pos_infinity();
-    if (top == neg_infinity()) return __int_as_float(0x7fffffff);
-    if (top == 0.0f) return __int_as_float(0x80000001);
-    const int bits = __float_as_int(top);
-    return __int_as_float(top > 0.0f ? bits - 1 : bits + 1);
-}
+// A bound that, of elements none of which beats `top`, only those equal to it exceed. -infinity: all of them do, and the
+// candidates' bits tell.
+__device__ __forceinline__ float lookup_bound(float top) { return top != top ? pos_infinity() : bound_below(top); }
 
 // The block's rectangle of tiles, and where its partial results go.
 struct Share {

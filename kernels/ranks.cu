@@ -16,16 +16,12 @@
 // Order   free: integer sums, by atomic addition.
 // Needs   sm_80.
 #include "common/epilogue.cuh"
+#include "common/order.cuh"
 #include "params/ranks.h"
 
 // Elements x with !(x <= bound) are ahead. Where a candidate equal to the score is behind, the bound is the score itself;
-// where it is ahead, the next smaller float. Nothing is <= NaN: everything is ahead.
-__device__ __forceinline__ float bound_with_equals(float score) {
-    if (score != score || score == __int_as_float(0xff800000)) return __int_as_float(0x7fffffff);
-    if (score == 0.0f) return __int_as_float(0x80000001);
-    const int bits = __float_as_int(score);
-    return __int_as_float(score > 0.0f ? bits - 1 : bits + 1);
-}
+// where it is ahead, the bound below. Beside a score of NaN everything is ahead: nothing is <= NaN.
+__device__ __forceinline__ float bound_with_equals(float score) { return score != score ? score : bound_below(score); }
 
 // The bounds of one line against the 128 candidates of a tile.
 struct LineBound {
@@ -52,9 +48,7 @@ struct RankCounter {
         if (p.ties == kTiesOptimistic) return {score, score, 0};
         const float equals = bound_with_equals(score);
         if (p.ties == kTiesPessimistic) return {equals, equals, 0};
-        // NaN puts everything ahead, on both sides of the positive.
-        const float after = score == score ? score : equals;
-        return {equals, after, uint32_t(min(max(int64_t(__ldg(indices + line)) - int64_t(first), int64_t(0)), int64_t(kTile)))};
+        return {equals, score, uint32_t(min(max(int64_t(__ldg(indices + line)) - int64_t(first), int64_t(0)), int64_t(kTile)))};
     }
 
     // Bit 8 i + k says whether element (i, k) exists and is not a positive. Returns whether all bits are set.

@@ -1,22 +1,21 @@
-//! The parameter blocks have one layout in both languages.
+//! The parameter blocks and the kernels' constants are the same in both languages.
 #![cfg(feature = "cuda")]
 
-mod common;
+mod cuda_support;
 
-use simgrad::cuda::{Kernels, abi};
+use simgrad::cuda::abi;
 
-/// More words than the blocks have, with a value that no layout contains.
+/// A value that no layout contains.
 const POISON: u32 = 0xdead_beef;
 
 #[test]
-fn parameter_blocks_have_the_same_layout_on_the_host_and_on_the_device() {
-    let Some(context) = common::gpu::context() else { return };
-    let kernels = Kernels::load(&context).unwrap();
+fn parameter_blocks_and_constants_are_the_same_on_the_host_and_on_the_device() {
+    let Some((context, kernels)) = cuda_support::device() else { return };
     let stream = context.default_stream();
     let expected = abi::host_layout();
     let mut out = stream.clone_htod(&vec![POISON; expected.len() + 16]).unwrap();
-    abi::device_layout(&kernels, &stream, &mut out.as_view_mut()).unwrap();
+    abi::device_layout(kernels, &stream, &mut out.as_view_mut()).unwrap();
     let got = stream.clone_dtoh(&out).unwrap();
     assert_eq!(got[..expected.len()], expected);
-    assert!(got[expected.len()..].iter().all(|&w| w == POISON), "the device reports more blocks than the host");
+    assert!(got[expected.len()..].iter().all(|&w| w == POISON), "the device reports more than the host");
 }

@@ -17,6 +17,7 @@
 #pragma once
 #include <stdint.h>
 
+#include "common/order.cuh"
 #include "params/mine.h"
 
 constexpr float kLog2E = 1.4426950408889634f;
@@ -37,20 +38,7 @@ struct StatsRule {
     float beta;
 };
 
-__device__ __forceinline__ float neg_infinity() { return __int_as_float(0xff800000); }
-__device__ __forceinline__ float pos_infinity() { return __int_as_float(0x7f800000); }
-
 __device__ __forceinline__ LineState empty_line() { return {neg_infinity(), -1, neg_infinity(), 0u, 0u, 0.0f}; }
-
-// The larger value; NaN if either is NaN.
-__device__ __forceinline__ float max_nan(float a, float b) {
-    float r;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
-    return r;
-}
-
-// Whether `a` is larger than `b` in the order in which NaN is the largest.
-__device__ __forceinline__ bool value_beats(float a, float b) { return !(a <= b) && b == b; }
 
 // exp(-beta * gap), `scale` being -beta * log2(e): one multiplication and one special-function instruction.
 __device__ __forceinline__ float sig_term(float gap, float scale) {

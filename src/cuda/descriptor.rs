@@ -128,11 +128,6 @@ impl RawMat {
     pub(crate) fn check(&self, op: &'static str, arg: &'static str) -> Result<Extent> {
         RawBatch::from(*self).check(op, arg)
     }
-
-    /// Bytes from one row to the next.
-    pub(crate) const fn stride_bytes(&self) -> u64 {
-        self.row_stride as u64 * self.dtype.size() as u64
-    }
 }
 
 impl RawBatch {
@@ -210,8 +205,8 @@ pub(crate) type Named = (&'static str, Extent);
 /// Refuses outputs that share memory with each other or with an input. Inputs may share memory among themselves.
 pub(crate) fn check_disjoint(op: &'static str, outputs: &[Named], inputs: &[Named]) -> Result<()> {
     for (i, (arg, extent)) in outputs.iter().enumerate() {
-        let others = inputs.iter().chain(&outputs[..i]);
-        if let Some((other, _)) = others.filter(|(_, o)| extent.overlaps(o)).next() {
+        let mut others = inputs.iter().chain(&outputs[..i]);
+        if let Some((other, _)) = others.find(|(_, o)| extent.overlaps(o)) {
             return Err(Error::Overlap { op, arg, other });
         }
     }

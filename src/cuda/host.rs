@@ -13,6 +13,7 @@ use super::gather::RawUpstream;
 use super::goal::{RawGoalStep, RawGroups, goal_step_raw, goal_step_workspace_bytes};
 use super::goal_detail::{goal_detail_from_words, goal_detail_len};
 use super::host_memory::{Buffer, Session, write_rows};
+pub use super::host_mining::{cosine_matrix, mine, ranks, recall};
 use super::kernels::Kernels;
 use super::probe::open_context;
 use super::weighted_grad::{RawWeightedGrad, weighted_grad_raw, weighted_grad_workspace_bytes};

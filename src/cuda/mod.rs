@@ -21,6 +21,7 @@ mod goal;
 mod goal_detail;
 mod goal_params;
 mod host_memory;
+mod host_mining;
 mod image;
 mod kernels;
 mod launch;
