@@ -66,7 +66,7 @@ pub trait Element: sealed::Sealed + Pod + Send + Sync + PartialEq + fmt::Debug +
 }
 
 /// A type to compute in: `f32` or `f64`.
-pub trait Accum: Element<Acc = Self> + PartialOrd {}
+pub trait Accum: Element<Acc = Self> + PartialOrd + crate::cpu::Real {}
 impl Accum for f32 {}
 impl Accum for f64 {}
 

@@ -167,6 +167,10 @@ impl<'a, T> MatMut<'a, T> {
     pub fn data_mut(&mut self) -> &mut [T] {
         self.data
     }
+    /// The elements that the matrix was made from, for as long as they were borrowed.
+    pub fn into_data(self) -> &'a mut [T] {
+        self.data
+    }
 }
 
 /// A borrowed batch of row-major matrices: `batch × rows × cols`, matrices `batch_stride` elements apart.
@@ -272,7 +276,7 @@ impl<'a, T> BatchRef<'a, T> {
     }
 }
 
-impl<T> BatchMut<'_, T> {
+impl<'a, T> BatchMut<'a, T> {
     fn check_batch_stride(
         batch: usize,
         rows: usize,
@@ -303,6 +307,10 @@ impl<T> BatchMut<'_, T> {
     }
     /// The elements that the batch was made from.
     pub fn data_mut(&mut self) -> &mut [T] {
+        self.data
+    }
+    /// The elements that the batch was made from, for as long as they were borrowed.
+    pub fn into_data(self) -> &'a mut [T] {
         self.data
     }
 }

@@ -1,0 +1,176 @@
+//! Argument checks that the CPU and the CUDA backend share, on plain numbers.
+//!
+//! Every function takes the operation's name and extents, and returns the first violation in the order of the
+//! operation's arguments, before anything is computed or written.
+
+use crate::error::{Error, Result};
+
+/// Rows and columns of a matrix argument.
+pub(crate) type Extent = (usize, usize);
+
+/// Most rows a matrix may have where the result holds indices of rows: they are `i32`.
+pub(crate) const MAX_ROWS: usize = i32::MAX as usize;
+
+/// `got == expected`, or [`Error::ShapeMismatch`].
+pub(crate) fn equal(op: &'static str, arg: &'static str, expected: usize, got: usize) -> Result<()> {
+    if got == expected { Ok(()) } else { Err(Error::ShapeMismatch { op, arg, expected, got }) }
+}
+
+/// `got <= limit`, or [`Error::TooLarge`].
+pub(crate) fn at_most(op: &'static str, arg: &'static str, limit: usize, got: usize) -> Result<()> {
+    if got <= limit { Ok(()) } else { Err(Error::TooLarge { op, arg, limit: limit as u64, got: got as u64 }) }
+}
+
+/// At least one feature, or [`Error::EmptyDim`].
+pub(crate) fn has_features(op: &'static str, arg: &'static str, cols: usize) -> Result<()> {
+    if cols > 0 { Ok(()) } else { Err(Error::EmptyDim { op, arg }) }
+}
+
+/// A finite option, or [`Error::InvalidOption`].
+pub(crate) fn finite(op: &'static str, arg: &'static str, value: f64) -> Result<()> {
+    if value.is_finite() {
+        return Ok(());
+    }
+    Err(Error::InvalidOption { op, arg, expected: "a finite number".to_owned(), got: value.to_string() })
+}
+
+/// Two matrices of rows with the same number of features.
+fn features(op: &'static str, x_cols: usize, y_cols: usize) -> Result<()> {
+    has_features(op, "x", x_cols)?;
+    equal(op, "y.cols", x_cols, y_cols)
+}
+
+/// Two matrices of rows, as many as an `i32` can index, with the same number of features.
+fn indexed_pair(op: &'static str, x: Extent, y: Extent) -> Result<()> {
+    has_features(op, "x", x.1)?;
+    at_most(op, "x.rows", MAX_ROWS, x.0)?;
+    equal(op, "y.cols", x.1, y.1)?;
+    at_most(op, "y.rows", MAX_ROWS, y.0)
+}
+
+/// `groups`: numbers of row and column ids, where there are any.
+fn groups(op: &'static str, rows: usize, cols: usize, groups: Option<(usize, usize)>) -> Result<()> {
+    let Some((row_ids, col_ids)) = groups else { return Ok(()) };
+    equal(op, "groups.rows", rows, row_ids)?;
+    equal(op, "groups.cols", cols, col_ids)
+}
+
+/// `dx` and `dy` with the shapes of `x` and `y`.
+fn gradients(op: &'static str, x: Extent, y: Extent, dx: Extent, dy: Extent) -> Result<()> {
+    equal(op, "dx.rows", x.0, dx.0)?;
+    equal(op, "dx.cols", x.1, dx.1)?;
+    equal(op, "dy.rows", y.0, dy.0)?;
+    equal(op, "dy.cols", y.1, dy.1)
+}
+
+/// `row_norms`: one norm per row.
+pub(crate) fn row_norms(op: &'static str, x: Extent, norms: usize) -> Result<()> {
+    has_features(op, "x", x.1)?;
+    equal(op, "norms", x.0, norms)
+}
+
+/// `normalize`: `out` with the shape of `x`.
+pub(crate) fn normalize(op: &'static str, x: Extent, out: Extent) -> Result<()> {
+    has_features(op, "x", x.1)?;
+    equal(op, "out.rows", x.0, out.0)?;
+    equal(op, "out.cols", x.1, out.1)
+}
+
+/// `normalize_backward`: `grad_unit` and `dx` with the shape of `x`.
+pub(crate) fn normalize_backward(op: &'static str, x: Extent, grad_unit: Extent, dx: Extent) -> Result<()> {
+    has_features(op, "x", x.1)?;
+    equal(op, "grad_unit.rows", x.0, grad_unit.0)?;
+    equal(op, "grad_unit.cols", x.1, grad_unit.1)?;
+    equal(op, "dx.rows", x.0, dx.0)?;
+    equal(op, "dx.cols", x.1, dx.1)
+}
+
+/// `cosine_matrix`: batch sizes, extents and the scale.
+pub(crate) fn cosine_matrix(
+    op: &'static str,
+    batch: [usize; 3],
+    x: Extent,
+    y: Extent,
+    out: Extent,
+    scale: f64,
+) -> Result<()> {
+    let [x_batch, y_batch, out_batch] = batch;
+    equal(op, "y.batch", x_batch, y_batch)?;
+    features(op, x.1, y.1)?;
+    finite(op, "options.scale", scale)?;
+    equal(op, "out.batch", x_batch, out_batch)?;
+    equal(op, "out.rows", x.0, out.0)?;
+    equal(op, "out.cols", y.0, out.1)
+}
+
+/// `mine`, `ranks` and `recall`: any two numbers of rows.
+pub(crate) fn mine(op: &'static str, x: Extent, y: Extent, ids: Option<(usize, usize)>) -> Result<()> {
+    indexed_pair(op, x, y)?;
+    groups(op, x.0, y.0, ids)
+}
+
+/// `weighted_grad`: lengths of the triples' `rows`, `cols` and `values`, and the gradients' shapes.
+pub(crate) fn weighted_grad(
+    op: &'static str,
+    x: Extent,
+    y: Extent,
+    triples: [usize; 3],
+    dx: Extent,
+    dy: Extent,
+) -> Result<()> {
+    indexed_pair(op, x, y)?;
+    let [rows, cols, values] = triples;
+    at_most(op, "w.rows", MAX_ROWS, rows)?;
+    equal(op, "w.cols", rows, cols)?;
+    equal(op, "w.values", rows, values)?;
+    gradients(op, x, y, dx, dy)
+}
+
+/// `goal_step`: as many rows in `y` as in `x`.
+pub(crate) fn goal_step(
+    op: &'static str,
+    x: Extent,
+    y: Extent,
+    ids: Option<(usize, usize)>,
+    dx: Extent,
+    dy: Extent,
+) -> Result<()> {
+    indexed_pair(op, x, y)?;
+    equal(op, "y.rows", x.0, y.0)?;
+    groups(op, x.0, y.0, ids)?;
+    gradients(op, x, y, dx, dy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_violation_in_argument_order_is_reported() {
+        let err = goal_step("goal_step", (3, 4), (2, 5), Some((1, 1)), (3, 4), (2, 5)).unwrap_err();
+        assert_eq!(err, Error::ShapeMismatch { op: "goal_step", arg: "y.cols", expected: 4, got: 5 });
+        let err = goal_step("goal_step", (3, 4), (2, 4), Some((1, 1)), (3, 4), (2, 5)).unwrap_err();
+        assert_eq!(err, Error::ShapeMismatch { op: "goal_step", arg: "y.rows", expected: 3, got: 2 });
+        let err = goal_step("goal_step", (3, 4), (3, 4), Some((3, 1)), (1, 4), (2, 5)).unwrap_err();
+        assert_eq!(err, Error::ShapeMismatch { op: "goal_step", arg: "groups.cols", expected: 3, got: 1 });
+    }
+
+    #[test]
+    fn empty_dimension_wins_over_everything_else() {
+        let err = mine("mine", (0, 0), (0, 7), None).unwrap_err();
+        assert_eq!(err, Error::EmptyDim { op: "mine", arg: "x" });
+    }
+
+    #[test]
+    fn rows_beyond_i32_are_refused() {
+        let rows = MAX_ROWS + 1;
+        let err = mine("mine", (1, 8), (rows, 8), None).unwrap_err();
+        assert_eq!(err, Error::TooLarge { op: "mine", arg: "y.rows", limit: MAX_ROWS as u64, got: rows as u64 });
+    }
+
+    #[test]
+    fn scale_must_be_finite() {
+        let err = cosine_matrix("cosine_matrix", [1; 3], (1, 1), (1, 1), (1, 1), f64::NAN).unwrap_err();
+        assert!(matches!(err, Error::InvalidOption { arg: "options.scale", .. }));
+    }
+}

@@ -1,0 +1,222 @@
+//! Arithmetic of the two types that the kernels compute in, and slice conversions from and to the stored types.
+
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use crate::dtype::{DType, Element};
+
+/// What the kernels need of `f32` and `f64`; the bound behind `Accum`, which nothing outside the crate can implement.
+pub trait Real:
+    Copy
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + super::tile::Lanes
+{
+    const ZERO: Self;
+    const ONE: Self;
+    const NAN: Self;
+    const NEG_INFINITY: Self;
+    fn fused_mul_add(self, a: Self, b: Self) -> Self;
+    fn magnitude(self) -> Self;
+    fn finite(self) -> bool;
+    fn not_a_number(self) -> bool;
+    /// Power of two, at most `2^MAX_EXP`, that brings a positive finite `self` near 1: products and sums of squares of
+    /// the scaled numbers neither overflow nor lose bits to underflow.
+    fn pow2_scale(self) -> Self;
+    /// `exp(self)` for `self <= 0`, with about one unit of error; 0 below the smallest normal result.
+    fn exp_nonpos(self) -> Self;
+    /// The smallest value that is not below `value`; NaN for NaN.
+    fn at_least(value: f64) -> Self;
+
+    /// `max` of values that are not NaN.
+    #[inline(always)]
+    fn larger(self, other: Self) -> Self {
+        if self > other { self } else { other }
+    }
+    /// `min` of values that are not NaN.
+    #[inline(always)]
+    fn smaller(self, other: Self) -> Self {
+        if self < other { self } else { other }
+    }
+}
+
+macro_rules! real {
+    ($t:ident, $bits:ident, $mantissa:literal, $bias:literal, $ln2:expr, $round:literal, $floor:literal, $poly:expr, $at_least:expr) => {
+        impl Real for $t {
+            const ZERO: Self = 0.0;
+            const ONE: Self = 1.0;
+            const NAN: Self = $t::NAN;
+            const NEG_INFINITY: Self = $t::NEG_INFINITY;
+            #[inline(always)]
+            fn fused_mul_add(self, a: Self, b: Self) -> Self {
+                self.mul_add(a, b)
+            }
+            #[inline(always)]
+            fn magnitude(self) -> Self {
+                self.abs()
+            }
+            #[inline(always)]
+            fn finite(self) -> bool {
+                self.is_finite()
+            }
+            #[inline(always)]
+            fn not_a_number(self) -> bool {
+                self.is_nan()
+            }
+            #[inline]
+            fn pow2_scale(self) -> Self {
+                // The biased exponent of 2^-e is 2 * bias - E. Clamped to normal numbers: 2^-bias itself is subnormal,
+                // and a subnormal `self` (E = 0) is only brought to the normal range.
+                let exponent = self.to_bits() >> $mantissa;
+                Self::from_bits((2 * $bias - exponent).clamp(1, 2 * $bias) << $mantissa)
+            }
+            #[inline(always)]
+            fn exp_nonpos(self) -> Self {
+                // x = n ln 2 + r with |r| <= ln 2 / 2. Adding 1.5 * 2^mantissa rounds to an integer that then sits in
+                // the low bits, from where one shift moves it into the exponent of 2^n.
+                let x = if self > $floor { self } else { $floor };
+                let shifted = x * std::$t::consts::LOG2_E + $round;
+                let n = shifted - $round;
+                let r = (x - n * $ln2.0) - n * $ln2.1;
+                let mut p = $poly[0];
+                for c in &$poly[1..] {
+                    p = p * r + *c;
+                }
+                let power = $t::from_bits((shifted.to_bits() << $mantissa).wrapping_add(($bias as $bits) << $mantissa));
+                if self > $floor {
+                    p * power
+                } else if self.is_nan() {
+                    self
+                } else {
+                    0.0
+                }
+            }
+            fn at_least(value: f64) -> Self {
+                $at_least(value)
+            }
+        }
+    };
+}
+// ln 2 is split so that n * high is exact for every n that occurs. Taylor coefficients, highest first: on |r| <= 0.347
+// the remainder is 5e-9 (degree 7) and 5e-18 (degree 13).
+real!(
+    f32,
+    u32,
+    23,
+    127,
+    (0.693_359_4_f32, -2.121_944_4e-4_f32),
+    12_582_912.0,
+    -87.33,
+    [1.984_127e-4_f32, 1.388_888_9e-3, 8.333_334e-3, 4.166_666_8e-2, 0.166_666_67, 0.5, 1.0, 1.0],
+    |value: f64| {
+        let near = value as f32;
+        if f64::from(near) < value { near.next_up() } else { near }
+    }
+);
+real!(
+    f64,
+    u64,
+    52,
+    1023,
+    (0.693_147_180_369_123_8_f64, 1.908_214_929_270_587_7e-10_f64),
+    6_755_399_441_055_744.0,
+    -708.0,
+    [
+        1.605_904_383_682_161_3e-10_f64,
+        2.087_675_698_786_81e-9,
+        2.505_210_838_544_172e-8,
+        2.755_731_922_398_589e-7,
+        2.755_731_922_398_589e-6,
+        2.480_158_730_158_73e-5,
+        1.984_126_984_126_984e-4,
+        1.388_888_888_888_889e-3,
+        8.333_333_333_333_333e-3,
+        4.166_666_666_666_666_4e-2,
+        0.166_666_666_666_666_66,
+        0.5,
+        1.0,
+        1.0
+    ],
+    |value: f64| value
+);
+
+/// `src` in the computing type: itself where it already is, else converted into `buffer`, which grows as needed.
+#[inline]
+pub(crate) fn widen<'a, T: Element>(src: &'a [T], buffer: &'a mut Vec<T::Acc>) -> &'a [T::Acc] {
+    if T::DTYPE == T::Acc::DTYPE {
+        return bytemuck::cast_slice(src);
+    }
+    if buffer.len() < src.len() {
+        buffer.resize(src.len(), T::Acc::ZERO);
+    }
+    let out = &mut buffer[..src.len()];
+    widen_into(src, out);
+    out
+}
+
+/// Converts equally many elements to the computing type.
+#[inline]
+pub(crate) fn widen_into<T: Element>(src: &[T], dst: &mut [T::Acc]) {
+    match T::DTYPE {
+        DType::F16 => bytemuck::cast_slice::<T, f16>(src).convert_to_f32_slice(bytemuck::cast_slice_mut(dst)),
+        DType::Bf16 => bytemuck::cast_slice::<T, bf16>(src).convert_to_f32_slice(bytemuck::cast_slice_mut(dst)),
+        DType::F32 | DType::F64 => dst.copy_from_slice(bytemuck::cast_slice(src)),
+    }
+}
+
+/// Rounds equally many elements to the stored type, to nearest even.
+#[inline]
+pub(crate) fn narrow_into<O: Element>(src: &[O::Acc], dst: &mut [O]) {
+    match O::DTYPE {
+        DType::F16 => bytemuck::cast_slice_mut::<O, f16>(dst).convert_from_f32_slice(bytemuck::cast_slice(src)),
+        DType::Bf16 => bytemuck::cast_slice_mut::<O, bf16>(dst).convert_from_f32_slice(bytemuck::cast_slice(src)),
+        DType::F32 | DType::F64 => bytemuck::cast_slice_mut::<O, O::Acc>(dst).copy_from_slice(src),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_nonpos_is_within_an_ulp_or_two() {
+        for i in 0..200_000 {
+            let x = f64::from(i) * -4e-4;
+            let want = x.exp();
+            assert!((x.exp_nonpos() - want).abs() <= 4e-16 * want, "{x}");
+            let x = x as f32;
+            let want = f64::from(x).exp();
+            assert!((f64::from(x.exp_nonpos()) - want).abs() <= 2.5e-7 * want, "{x}");
+        }
+        assert_eq!(0f32.exp_nonpos(), 1.0);
+        assert_eq!(f32::NEG_INFINITY.exp_nonpos(), 0.0);
+        assert_eq!((-1000f64).exp_nonpos(), 0.0);
+        assert!(f32::NAN.exp_nonpos().is_nan());
+    }
+
+    #[test]
+    fn pow2_scale_brings_every_magnitude_to_the_unit_range() {
+        for x in [1e-45_f32, 1e-40, 1.2e-38, 1e-30, 0.7, 1.0, 3.0, 1e30, f32::MAX] {
+            let scale = x.pow2_scale();
+            assert!(scale.is_normal() && scale.to_bits().trailing_zeros() >= 23);
+            assert!((2e-7..4.0).contains(&(x * scale)), "{x:e} * {scale:e}");
+        }
+        assert_eq!(1.5f32.pow2_scale(), 1.0);
+        assert_eq!(6.0f64.pow2_scale(), 0.25);
+    }
+
+    #[test]
+    fn at_least_rounds_up() {
+        assert!(f64::from(f32::at_least(0.1)) >= 0.1);
+        assert!(f64::from(f32::at_least(-0.1)) >= -0.1);
+        assert_eq!(f32::at_least(0.5), 0.5);
+        assert!(f32::at_least(f64::NAN).is_nan());
+    }
+}
