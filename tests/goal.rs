@@ -62,7 +62,7 @@ fn lattice_cell<T: Element, G: GradientOf<T>>(
 ) {
     let (n, d) = size;
     // Under normalisation rows of one or two elements tie all the time.
-    let normalization = if d >= 3 && index % 3 != 0 { Normalization::L2 } else { Normalization::None };
+    let normalization = if d >= 3 && !index.is_multiple_of(3) { Normalization::L2 } else { Normalization::None };
     let shape = Shape {
         kind: [Kind::Sphere, Kind::Clustered, Kind::Hubs, Kind::Sphere][index % 4],
         normalization,

@@ -3,15 +3,22 @@
 mod common;
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
-/// Tests in `tests/*.rs` that run on every backend, or on CUDA only.
+/// The sources of the integration tests, those in directories included.
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).expect("the tests are here").filter_map(Result::ok).map(|f| f.path());
+    let expand = |p: PathBuf| if p.is_dir() { sources(&p) } else { vec![p] };
+    entries.flat_map(expand).filter(|p| p.extension().is_some_and(|e| e == "rs")).collect()
+}
+
+/// Tests that run on every backend, or on CUDA only.
 fn gpu_tests() -> usize {
-    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
-    let files = std::fs::read_dir(dir).expect("the tests are here").filter_map(Result::ok).map(|f| f.path());
-    let sources = files.filter(|p| p.extension().is_some_and(|e| e == "rs") && !p.ends_with("gpu_presence.rs"));
     let uses = |test: &&str| test.contains("on_every_backend(") || test.contains("common::cuda()");
     let count = |text: String| text.split("#[test]").skip(1).filter(uses).count();
-    sources.map(|p| count(std::fs::read_to_string(p).expect("a readable source"))).sum()
+    let all = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"));
+    let others = all.iter().filter(|p| !p.ends_with("gpu_presence.rs"));
+    others.map(|p| count(std::fs::read_to_string(p).expect("a readable source"))).sum()
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn cell<T: Element>(backend: &Backend, index: usize, shape: (usize, usize, usize
     let y = Matrix::<T>::new(&y, m, d, LAYOUTS[(index / 4) % 4]);
     let ids = (group_ids(1, n, 9), group_ids(2, m, 9));
     let groups = (index % 3 == 1).then_some(Groups { rows: &ids.0, cols: &ids.1 });
-    let options = MineOptions { normalization: Normalization::L2, groups, second: index % 2 == 0 };
+    let options = MineOptions { normalization: Normalization::L2, groups, second: index.is_multiple_of(2) };
     let name = format!("{} mine {} {shape:?} {kind:?} groups={}", backend.name(), T::DTYPE, groups.is_some());
     let got = backend.mine(x.view(), y.view(), &options).expect("mine");
     compare(&name, &got, &x, &y, &options, bound::<T>());

@@ -36,7 +36,7 @@ fn norms_and_unit_rows() {
         let dims = if is_cuda(backend) && !full() { &DIMS[..11] } else { &DIMS[..] };
         for (at, &d) in dims.iter().enumerate() {
             for (row, &n) in
-                ROWS.iter().enumerate().filter(|(row, _)| !is_cuda(backend) || full() || (row + at) % 3 == 0)
+                ROWS.iter().enumerate().filter(|(row, _)| !is_cuda(backend) || full() || (row + at).is_multiple_of(3))
             {
                 let kind = [Kind::Sphere, Kind::HeavyTailed, Kind::NearDuplicate][(at + row) % 3];
                 for_each_dtype!(backend, norms_cell(kind, n, d, at + row));
@@ -84,7 +84,7 @@ fn range_cell<T: Element>(backend: &Backend, exponents: &[i32]) {
     let d = 37;
     let base: Vec<f64> = pair(Kind::Integers, 8, 1, 1, d).0.iter().map(|v| v + 0.5).collect();
     let rows = exponents.len();
-    let values: Vec<f64> = exponents.iter().flat_map(|e| base.iter().map(move |v| v * 2f64.powi(*e))).collect();
+    let values: Vec<f64> = exponents.iter().flat_map(|e| base.iter().map(move |v| v * 2f64.powf(f64::from(*e)))).collect();
     let x = Matrix::<T>::new(&values, rows, d, TIGHT);
     let plain = Matrix::<T>::new(&base, 1, d, TIGHT);
     let mut norms = vec![poison::<T::Acc>(); rows];

@@ -33,8 +33,9 @@ struct Triples {
 /// Random triples with duplicates; every third one goes to row 0 and every fourth one to column 0, the hubs.
 fn triples(seed: u64, n: usize, m: usize, count: usize, integers: bool) -> Triples {
     let mut rng = Rng::new(seed);
-    let pick =
-        |rng: &mut Rng, k: usize, every: usize, limit: usize| if k % every == 0 { 0 } else { rng.below(limit) as i32 };
+    let pick = |rng: &mut Rng, k: usize, every: usize, limit: usize| {
+        if k.is_multiple_of(every) { 0 } else { rng.below(limit) as i32 }
+    };
     let mut out = Triples { rows: Vec::new(), cols: Vec::new(), values: Vec::new() };
     for k in 0..count {
         out.rows.push(pick(&mut rng, k, 3, n));
@@ -51,7 +52,7 @@ fn cell<T: Element, G: GradientOf<T>>(backend: &Backend, at: usize, shape: (usiz
         (Normalization::None, Kind::Sphere),
         (Normalization::L2, Kind::HeavyTailed),
     ][at % 3];
-    let write = if at % 2 == 0 { WriteMode::Overwrite } else { WriteMode::Accumulate };
+    let write = if at.is_multiple_of(2) { WriteMode::Overwrite } else { WriteMode::Accumulate };
     let options = GradOptions { normalization, upstream: [1.0, -2.5][at / 2 % 2], write };
     let (x, y) = pair(kind, at as u64, n, m, d);
     let x = Matrix::<T>::new(&x, n, d, LAYOUTS[at % 4]);

@@ -60,9 +60,12 @@ impl<T: Element> Case<T> {
     /// A case none of whose discrete decisions (which negative, which members of the sets, hinge open or closed) can be
     /// changed by rounding: the first good seed, with `eps` and `margin` moved into the widest gap near their value.
     pub fn clear(shape: &Shape, objective: Objective, seed: u64) -> Self {
-        (0..500)
-            .find_map(|k| Self::raw(shape, objective, seed + 1000 * k).tuned())
-            .unwrap_or_else(|| panic!("no clear case for {shape:?} {objective}"))
+        Self::try_clear(shape, objective, seed).unwrap_or_else(|| panic!("no clear case for {shape:?} {objective}"))
+    }
+
+    /// As [`clear`](Self::clear), for shapes that may not have such a case.
+    pub fn try_clear(shape: &Shape, objective: Objective, seed: u64) -> Option<Self> {
+        (0..200).find_map(|k| Self::raw(shape, objective, seed + 1000 * k).tuned())
     }
 
     pub fn options(&self) -> StepOptions<'_> {
