@@ -167,12 +167,7 @@ where
 }
 
 /// Launches and workspace of a step of this shape; both 0 where there is no device.
-fn device_work(
-    _backend: &Backend,
-    _n: usize,
-    _d: usize,
-    _options: &StepOptions<'_>,
-) -> Outcome<(u64, u64)> {
+fn device_work(_backend: &Backend, _n: usize, _d: usize, _options: &StepOptions<'_>) -> Outcome<(u64, u64)> {
     Ok((0, 0))
 }
 
