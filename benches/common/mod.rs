@@ -10,8 +10,6 @@
 
 pub mod composed;
 #[cfg(feature = "cuda")]
-pub mod goal_cuda;
-#[cfg(feature = "cuda")]
 pub mod gpu;
 
 use std::fmt;

@@ -1,14 +1,20 @@
-//! The GOAL step on a device: four launches from raw embeddings to gradients and report.
+//! The GOAL step on a device: four launches from raw embeddings to gradients and report. `goal` has it on the CPU, and
+//! `peers/torch_step.py` is what to compare it with.
 
-use criterion::{BenchmarkId, Criterion, Throughput};
+mod common;
+
+use common::gpu::Gpu;
+use common::{Shape, embeddings, group, shapes, work};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use half::bf16;
 use simgrad::cuda::{self, DeviceElement, DeviceMat, DeviceMatMut, DeviceStepOptions};
 use simgrad::{GradientOf, Objective};
 
-use super::gpu::Gpu;
-use super::{Shape, embeddings, group, shapes, work};
+/// The VSE++ baseline, an objective without relative similarities, and one with.
+const OBJECTIVES: [&str; 3] = ["hinge-con", "nca-sig", "cir-sig_ms"];
 
 /// One case per shape and objective. Gradients are f32 for every element type.
-pub fn goal_on_cuda<T: DeviceElement>(c: &mut Criterion, gpu: &Gpu, objectives: &[&str])
+fn on_cuda<T: DeviceElement>(c: &mut Criterion, gpu: &Gpu)
 where
     f32: GradientOf<T>,
 {
@@ -20,7 +26,7 @@ where
         let [mut dx, mut dy] = [&mut dx, &mut dy].map(|m| DeviceMatMut::new(m.as_view_mut(), n, d).unwrap());
         let mut report = gpu.zeros(1);
         let mut report = report.as_view_mut();
-        for name in objectives {
+        for name in OBJECTIVES {
             let objective: Objective = name.parse().unwrap();
             let bytes =
                 cuda::goal_step_workspace_bytes(n, d, T::DTYPE, &objective, options.normalization, false).unwrap();
@@ -28,7 +34,7 @@ where
             let mut workspace = workspace.as_view_mut();
             let mut g = group::<T>(c, "goal", "cuda");
             work(&mut g, shape, Throughput::Elements(shape.macs()));
-            g.bench_function(BenchmarkId::new(*name, shape), |b| {
+            g.bench_function(BenchmarkId::new(name, shape), |b| {
                 gpu.time(b, || {
                     cuda::goal_step(
                         &gpu.kernels,
@@ -49,3 +55,13 @@ where
         }
     }
 }
+
+fn benches(c: &mut Criterion) {
+    if let Some(gpu) = Gpu::open() {
+        on_cuda::<f32>(c, &gpu);
+        on_cuda::<bf16>(c, &gpu);
+    }
+}
+
+criterion_group!(goal_cuda, benches);
+criterion_main!(goal_cuda);
