@@ -74,7 +74,7 @@ __device__ __forceinline__ void store_row(float* row, const float (&v)[8], const
 // an even and odd ones 4 elements of an odd group of 8 columns.
 template <typename O>
 __device__ __forceinline__ void store_row(O* row, const float (&v)[8], const TileThread& thread, bool inside) {
-    const bool odd = threadIdx.x & 1;
+    const bool odd = thread.index & 1;
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
         const uint32_t even_group = pack(v[4 * pair], v[4 * pair + 1], O());
@@ -135,12 +135,11 @@ __device__ __forceinline__ void cosine_matrix_body(const CosineMatrixParams& p) 
     }
 }
 
-// Where two blocks fit an SM, one stores while the other multiplies. In f32 128 registers would not do.
-#define COSINE_MATRIX(SUFFIX, T, BLOCKS)                                       \
-    extern "C" __global__ void __launch_bounds__(kTileThreads, BLOCKS)         \
+#define COSINE_MATRIX(SUFFIX, T)                                           \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, kTileBlocks) \
         cosine_matrix_##SUFFIX(const __grid_constant__ CosineMatrixParams p) { \
-        cosine_matrix_body<T>(p);                                              \
+        cosine_matrix_body<T>(p);                                          \
     }
-COSINE_MATRIX(f32, float, 1)
-COSINE_MATRIX(f16, __half, 2)
-COSINE_MATRIX(bf16, __nv_bfloat16, 2)
+COSINE_MATRIX(f32, float)
+COSINE_MATRIX(f16, __half)
+COSINE_MATRIX(bf16, __nv_bfloat16)

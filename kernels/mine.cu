@@ -41,7 +41,7 @@ struct TileMaxima {
 struct TileScratch {
     float above[kLines];      // elements not <= this are looked up; see lookup_bound()
     uint32_t found[kLines];   // lowest place of such an element in the tile
-    float reference[kLines];  // maximum that gaps are measured from
+    float reference[kLines];  // maximum that gaps are measured from, or less than the threshold: nothing to count
     TileMaxima second;
     uint32_t row_members[4][kTile];  // members | ties << 16
     uint32_t col_members[2][kTile];
@@ -103,49 +103,44 @@ struct Miner {
     using Best = std::conditional_t<kStats, Top2, Top>;
 
     const MineParams& p;
+    const float threshold;
     const TileThread thread;
-    const bool owns_row = threadIdx.x < kTile;
-    const uint32_t line_in_tile = threadIdx.x % kTile;
-    float threshold = 0.0f;
+    const bool owns_row = thread.index < kTile;
+    const uint32_t line_in_tile = thread.index % kTile;
 
-    __device__ __forceinline__ explicit Miner(const MineParams& params) : p(params) {}
+    __device__ __forceinline__ Miner(const MineParams& params, float threshold) : p(params), threshold(threshold) {}
 
     __device__ __forceinline__ uint32_t stats() const { return kStats ? p.stats : kStatsNone; }
 
-    // Sets what is not a candidate to -infinity and writes the diagonal. `candidates` gets bit 8 i + k of element (i, k).
-    // Returns whether a candidate of this thread is -infinity, which the values alone no longer tell.
-    __device__ __forceinline__ bool mask(float (&acc)[4][4][4], uint32_t row0, uint32_t col0, uint64_t& candidates) const {
-        const bool grouped = p.row_groups != nullptr && p.select != kSelectPair;
-        bool neg_inf = false;
-        candidates = 0;
-        // Half of the columns at a time: the groups of all 8 would take 16 registers beside the accumulators.
+    __device__ __forceinline__ uint64_t candidates(uint32_t row0, uint32_t col0) const {
+        const int64_t* const row_groups = p.select == kSelectPair ? nullptr : p.row_groups;
+        return select_elements(thread, row0, col0, p.n, p.m, row_groups, p.col_groups, [&](bool pair, bool same) {
+            return p.select == kSelectNegatives ? !pair && !same : p.select == kSelectPair ? pair : same;
+        });
+    }
+
+    __device__ __forceinline__ void write_pairs(const float (&acc)[4][4][4], uint32_t row0, uint32_t col0) const {
 #pragma unroll
-        for (int half = 0; half < 8; half += 4) {
-            int64_t col_group[4];
+        for (int i = 0; i < 8; ++i) {
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                const uint32_t col = col0 + thread.col(half + k);
-                col_group[k] = grouped && col < p.m ? p.col_groups[col] : 0;
-            }
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
+            for (int k = 0; k < 8; ++k) {
                 const uint32_t row = row0 + thread.row(i);
-                const int64_t row_group = grouped && row < p.n ? p.row_groups[row] : 0;
+                if (row == col0 + thread.col(k) && row < p.n && row < p.m) p.pos[row] = element(acc, i, k);
+            }
+        }
+    }
+
+    // Sets what is no candidate to -infinity. Returns whether a candidate is -infinity, which values alone no longer tell.
+    __device__ __forceinline__ bool mask(float (&acc)[4][4][4], uint64_t candidates) const {
+        bool neg_inf = false;
 #pragma unroll
-                for (int k = half; k < half + 4; ++k) {
-                    float& s = element(acc, i, k);
-                    const uint32_t col = col0 + thread.col(k);
-                    const bool inside = row < p.n && col < p.m;
-                    const bool pair = row == col;
-                    const bool same = grouped && row_group == col_group[k - half];
-                    const bool selected =
-                        p.select == kSelectNegatives ? !pair && !same : p.select == kSelectPair ? pair : same;
-                    if (inside && pair && p.pos != nullptr) p.pos[row] = s;
-                    const bool candidate = inside && selected;
-                    neg_inf |= candidate && s == neg_infinity();
-                    if (!candidate) s = neg_infinity();
-                    candidates |= uint64_t(candidate) << (8 * i + k);
-                }
+        for (int i = 0; i < 8; ++i) {
+#pragma unroll
+            for (int k = 0; k < 8; ++k) {
+                float& s = element(acc, i, k);
+                const bool candidate = candidates >> (8 * i + k) & 1;
+                neg_inf |= candidate && s == neg_infinity();
+                if (!candidate) s = neg_infinity();
             }
         }
         return neg_inf;
@@ -165,17 +160,12 @@ struct Miner {
             }
         }
         const auto both = [](Best a, Best b) { return join(a, b); };
-        join_rows(rows, both);
-        join_cols(cols, both);
+        join_rows(rows, thread, both);
+        join_cols(cols, thread, both);
     }
 
     __device__ __forceinline__ uint32_t row_split() const { return p.select == kSelectPair ? 0 : blockIdx.y; }
     __device__ __forceinline__ uint32_t col_split() const { return p.select == kSelectPair ? 0 : blockIdx.x; }
-    __device__ __forceinline__ uint32_t warp_row() const { return threadIdx.x >> 7; }
-    __device__ __forceinline__ uint32_t warp_col() const { return (threadIdx.x >> 5) & 3; }
-    __device__ __forceinline__ uint32_t row_slot(int h) const { return warp_row() * 64 + 32 * h + joined_row(); }
-    __device__ __forceinline__ uint32_t col_slot() const { return warp_col() * 32 + joined_col(); }
-
     // Lowest place in the tile of an element that reaches its line's bound.
     __device__ __forceinline__ void look_up(const float (&acc)[4][4][4], uint64_t candidates, TileScratch& scratch) const {
 #pragma unroll
@@ -200,62 +190,54 @@ struct Miner {
         }
     }
 
-    // Adds one element to a line's members and sum. Elements equal to the reference are counted and not summed: their gap
-    // is 0, also between two infinities.
-    template <bool kSig>
-    __device__ __forceinline__ void count(float s, bool candidate, float reference, float scale, uint32_t& members,
-                                          float& sum) const {
-        if (!(s >= threshold && candidate)) return;
-        const bool tie = s >= reference;
-        members += tie ? 0x10001u : 1u;
-        const float gap = reference - s;
-        if (!tie) sum += kSig ? sig_term(gap, scale) : gap;
+    // Members and sum of one of the thread's lines. Elements equal to the reference are counted and not summed: their gap is
+    // 0, also between two infinities. Without a branch per element: the lines of a warp differ in which are members.
+    template <bool kRows, bool kSig>
+    __device__ __forceinline__ void count_line(const float (&acc)[4][4][4], uint64_t candidates, float reference, int line,
+                                               uint32_t& members, float& sum) const {
+        members = 0;
+        sum = 0.0f;
+        if (reference < threshold) return;
+        const float scale = -p.beta * kLog2E;
+#pragma unroll
+        for (int at = 0; at < 8; ++at) {
+            const int i = kRows ? line : at;
+            const int k = kRows ? at : line;
+            const float s = element(acc, i, k);
+            const bool member = s >= threshold && (candidates >> (8 * i + k) & 1);
+            const bool tie = s >= reference;
+            const float gap = reference - s;
+            const float term = kSig ? sig_term(gap, scale) : gap;
+            members += member ? (tie ? 0x10001u : 1u) : 0u;
+            sum += member && !tie ? term : 0.0f;
+        }
     }
 
     template <bool kSig>
     __device__ __forceinline__ void count_members(const float (&acc)[4][4][4], uint64_t candidates,
                                                   TileScratch& scratch) const {
         const auto add = [](auto a, auto b) { return a + b; };
-        const float scale = -p.beta * kLog2E;
-        {
-            uint32_t members[8];
-            float sum[8];
+        uint32_t members[8];
+        float sum[8];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                const float reference = scratch.reference[thread.row(i)];
-                members[i] = 0;
-                sum[i] = 0.0f;
-#pragma unroll
-                for (int k = 0; k < 8; ++k) {
-                    count<kSig>(element(acc, i, k), candidates >> (8 * i + k) & 1, reference, scale, members[i], sum[i]);
-                }
-            }
-            join_rows(members, add);
-            join_rows(sum, add);
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                scratch.row_members[warp_col()][row_slot(h)] = members[h];
-                scratch.sum.rows[warp_col()][row_slot(h)] = sum[h];
-            }
+        for (int i = 0; i < 8; ++i) {
+            count_line<true, kSig>(acc, candidates, scratch.reference[thread.row(i)], i, members[i], sum[i]);
         }
-        {
-            uint32_t members[8];
-            float sum[8];
+        join_rows(members, thread, add);
+        join_rows(sum, thread, add);
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
-                const float reference = scratch.reference[kTile + thread.col(k)];
-                members[k] = 0;
-                sum[k] = 0.0f;
-#pragma unroll
-                for (int i = 0; i < 8; ++i) {
-                    count<kSig>(element(acc, i, k), candidates >> (8 * i + k) & 1, reference, scale, members[k], sum[k]);
-                }
-            }
-            join_cols(members, add);
-            join_cols(sum, add);
-            scratch.col_members[warp_row()][col_slot()] = members[0];
-            scratch.sum.cols[warp_row()][col_slot()] = sum[0];
+        for (int h = 0; h < 2; ++h) {
+            scratch.row_members[thread.warp_col()][thread.joined_row(h)] = members[h];
+            scratch.sum.rows[thread.warp_col()][thread.joined_row(h)] = sum[h];
         }
+#pragma unroll
+        for (int k = 0; k < 8; ++k) {
+            count_line<false, kSig>(acc, candidates, scratch.reference[kTile + thread.col(k)], k, members[k], sum[k]);
+        }
+        join_cols(members, thread, add);
+        join_cols(sum, thread, add);
+        scratch.col_members[thread.warp_row()][thread.joined_col()] = members[0];
+        scratch.sum.cols[thread.warp_row()][thread.joined_col()] = sum[0];
     }
 
     // The best of the tile's part of this thread's line, joined over the warps in order.
@@ -311,7 +293,7 @@ struct Miner {
             line.sum += tile.sum + (stats() == kStatsSig ? float(tile.ties) : 0.0f);
             return kStats;
         }
-        const uint32_t place = scratch.found[threadIdx.x];
+        const uint32_t place = scratch.found[thread.index];
         if (place == kNowhere) return false;  // every -infinity of this line is one that is no candidate
         tile.index = int32_t(base + place);
         if (kStats && top >= threshold && tile.ties > 0) {  // the maximum counted itself
@@ -343,35 +325,40 @@ struct Miner {
         const uint32_t first_line = owns_row ? row0 : col0;
         LineState line = first ? empty_line() : load(first_line);  // early: it arrives behind the maxima
         scale_tile(acc, thread, p.inv_x, p.inv_y, row0, col0, p.n, p.m);
-        uint64_t candidates = ~uint64_t(0);
+        uint64_t bits = ~uint64_t(0);
         bool neg_inf = true;
         const bool all = p.select == kSelectNegatives && p.row_groups == nullptr && row0 != col0 && row0 + kTile <= p.n &&
                          col0 + kTile <= p.m;
-        if (!all) neg_inf = mask(acc, row0, col0, candidates);
+        if (!all) {
+            if (row0 == col0 && p.pos != nullptr) write_pairs(acc, row0, col0);
+            bits = candidates(row0, col0);
+            neg_inf = mask(acc, bits);
+        }
 
         Best rows[8];
         Best cols[8];
         maxima(acc, rows, cols);
 #pragma unroll
-        for (int h = 0; h < 2; ++h) values.rows[warp_col()][row_slot(h)] = rows[h].value;
-        values.cols[warp_row()][col_slot()] = cols[0].value;
+        for (int h = 0; h < 2; ++h) values.rows[thread.warp_col()][thread.joined_row(h)] = rows[h].value;
+        values.cols[thread.warp_row()][thread.joined_col()] = cols[0].value;
         neg_inf = __syncthreads_or(neg_inf);  // the maxima are in place, and the last stage is free
 
         const float top = best_of(values, values).value;
         const bool beaten = value_beats(top, line.value) || (neg_inf && line.index < 0 && top == neg_infinity());
-        scratch.above[threadIdx.x] = beaten ? lookup_bound(top) : pos_infinity();
-        scratch.found[threadIdx.x] = kNowhere;
+        scratch.above[thread.index] = beaten ? lookup_bound(top) : pos_infinity();
+        scratch.found[thread.index] = kNowhere;
         if constexpr (kStats) {
-            scratch.reference[threadIdx.x] = beaten ? top : line.value;
+            // Below the threshold: the tile has no member of this line.
+            scratch.reference[thread.index] = top < threshold ? neg_infinity() : beaten ? top : line.value;
 #pragma unroll
-            for (int h = 0; h < 2; ++h) scratch.second.rows[warp_col()][row_slot(h)] = rows[h].second;
-            scratch.second.cols[warp_row()][col_slot()] = cols[0].second;
+            for (int h = 0; h < 2; ++h) scratch.second.rows[thread.warp_col()][thread.joined_row(h)] = rows[h].second;
+            scratch.second.cols[thread.warp_row()][thread.joined_col()] = cols[0].second;
         }
         const bool any = __syncthreads_or(beaten);  // bounds and references are in place
-        if (any) look_up(acc, candidates, scratch);
+        if (any) look_up(acc, bits, scratch);
         if constexpr (kStats) {
-            if (stats() == kStatsLin) count_members<false>(acc, candidates, scratch);
-            if (stats() == kStatsSig) count_members<true>(acc, candidates, scratch);
+            if (stats() == kStatsLin) count_members<false>(acc, bits, scratch);
+            if (stats() == kStatsSig) count_members<true>(acc, bits, scratch);
         }
         if (any || stats() >= kStatsLin) __syncthreads();  // places and sums are in place
         bool changed = first;
@@ -384,15 +371,15 @@ template <typename T, bool kStats>
 __device__ __forceinline__ void mine_body(const MineParams& p) {
     extern __shared__ __align__(128) char stages[];
     __shared__ TileMaxima values;
-    Miner<T, kStats> miner(p);
     const Share share(p);
     const TileShape shape{p.ldx * int64_t(sizeof(T)), p.ldy * int64_t(sizeof(T)), p.n, p.m, p.d * uint32_t(sizeof(T))};
     TileStream<T, RectCursor> stream(stages, shape,
                                      {static_cast<const char*>(p.x), static_cast<const char*>(p.y), share.r, share.r_end,
                                       share.c, share.c, share.c_end});
-    if (miner.stats() >= kStatsLin) {
+    float threshold = 0.0f;
+    if (kStats && p.stats >= kStatsLin) {
         // The maxima are not written before the first barrier of accumulate().
-        miner.threshold = block_threshold(p.pmin, p.pmin_count, p.eps, values.rows[0]);
+        threshold = block_threshold(p.pmin, p.pmin_count, p.eps, values.rows[0]);
     }
 
     for (uint32_t r = share.r; r < share.r_end; ++r) {
@@ -400,13 +387,14 @@ __device__ __forceinline__ void mine_body(const MineParams& p) {
             float acc[4][4][4];
             clear_tile(acc);
             stream.accumulate(acc);
+            const Miner<T, kStats> miner(p, threshold);
             const bool first = miner.owns_row ? c == share.c : r == share.r;
-            miner.tile(acc, r * kTile, c * kTile, first, values,
-                       *reinterpret_cast<TileScratch*>(stream.scratch()));
+            miner.tile(acc, r * kTile, c * kTile, first, values, *reinterpret_cast<TileScratch*>(stream.scratch()));
         }
     }
     // Without a tile nothing has said yet that the lines are empty.
     if (share.r >= share.r_end || share.c >= share.c_end) {
+        const Miner<T, kStats> miner(p, threshold);
         for (uint32_t r = share.r; r < share.r_end; ++r) {
             if (miner.owns_row) miner.store(r * kTile, empty_line());
         }
@@ -416,17 +404,17 @@ __device__ __forceinline__ void mine_body(const MineParams& p) {
     }
 }
 
-#define MINE(SUFFIX, T, STATS)                                          \
-    extern "C" __global__ void __launch_bounds__(kTileThreads, 1)       \
-        mine_##SUFFIX(const __grid_constant__ MineParams p) {           \
-        mine_body<T, STATS>(p);                                         \
+#define MINE(SUFFIX, T, STATS, BLOCKS)                                \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, BLOCKS) \
+        mine_##SUFFIX(const __grid_constant__ MineParams p) {          \
+        mine_body<T, STATS>(p);                                        \
     }
-MINE(f32, float, false)
-MINE(f16, __half, false)
-MINE(bf16, __nv_bfloat16, false)
-MINE(stats_f32, float, true)
-MINE(stats_f16, __half, true)
-MINE(stats_bf16, __nv_bfloat16, true)
+MINE(f32, float, false, kTileBlocks)
+MINE(f16, __half, false, kTileBlocks)
+MINE(bf16, __nv_bfloat16, false, kTileBlocks)
+MINE(stats_f32, float, true, 1)
+MINE(stats_f16, __half, true, 1)
+MINE(stats_bf16, __nv_bfloat16, true, 1)
 
 // mine_merge — the standalone operation's result: one thread per row, then per column, merges the splits in ascending order.
 // Launch  grid = ceil((n + m) / 256), block = 256.

@@ -56,24 +56,8 @@ struct RankCounter {
         const bool grouped = p.row_groups != nullptr;
         bits = ~uint64_t(0);
         if (!grouped && row0 != col0 && row0 + kTile <= p.n && col0 + kTile <= p.m) return true;
-        int64_t col_group[8];
-#pragma unroll
-        for (int k = 0; k < 8; ++k) {
-            const uint32_t col = col0 + thread.col(k);
-            col_group[k] = grouped && col < p.m ? p.col_groups[col] : 0;
-        }
-        bits = 0;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const uint32_t row = row0 + thread.row(i);
-            const int64_t row_group = grouped && row < p.n ? p.row_groups[row] : 0;
-#pragma unroll
-            for (int k = 0; k < 8; ++k) {
-                const uint32_t col = col0 + thread.col(k);
-                const bool positive = grouped ? row_group == col_group[k] : row == col;
-                bits |= uint64_t(row < p.n && col < p.m && !positive) << (8 * i + k);
-            }
-        }
+        bits = select_elements(thread, row0, col0, p.n, p.m, p.row_groups, p.col_groups,
+                               [&](bool pair, bool same) { return grouped ? !same : !pair; });
         return false;
     }
 
@@ -119,7 +103,6 @@ struct RankCounter {
 template <typename T>
 __device__ __forceinline__ void ranks_body(const RanksParams& p) {
     extern __shared__ __align__(128) char stages[];
-    const RankCounter counter(p);
     const uint32_t r_begin = part_begin(tiles_of(p.n), p.row_splits, blockIdx.y);
     const uint32_t r_end = part_begin(tiles_of(p.n), p.row_splits, blockIdx.y + 1);
     const uint32_t c_begin = part_begin(tiles_of(p.m), p.col_splits, blockIdx.x);
@@ -129,41 +112,43 @@ __device__ __forceinline__ void ranks_body(const RanksParams& p) {
         stages, shape,
         {static_cast<const char*>(p.x), static_cast<const char*>(p.y), r_begin, r_end, c_begin, c_begin, c_end});
 
-    const uint32_t group = (threadIdx.x & 31) >> 2;  // of the 8 columns, the one this lane adds up
-    const uint32_t quarter = threadIdx.x & 3;        // of 4 rows, the one this lane adds up
     for (uint32_t r = r_begin; r < r_end; ++r) {
         const uint32_t row0 = r * kTile;
-        uint32_t row_counts[2] = {0, 0};
+        uint32_t row_counts[2] = {0, 0};  // of rows joined_row(0) and joined_row(1)
         for (uint32_t c = c_begin; c < c_end; ++c) {
             const uint32_t col0 = c * kTile;
             float acc[4][4][4];
             clear_tile(acc);
             stream.accumulate(acc);
+            const RankCounter counter(p);
             scale_tile(acc, counter.thread, p.inv_x, p.inv_y, row0, col0, p.n, p.m);
 
             uint64_t bits;
             const bool all = counter.candidates(row0, col0, bits);
+            const uint32_t lane = counter.thread.lane();
             uint32_t words[2];
             counter.count<true>(acc, bits, all, row0, col0, words);
-            row_counts[0] += words[0] >> (8 * quarter) & 0xffu;
-            row_counts[1] += words[1] >> (8 * quarter) & 0xffu;
+            row_counts[0] += words[0] >> (8 * (lane & 3)) & 0xffu;
+            row_counts[1] += words[1] >> (8 * (lane & 3)) & 0xffu;
             counter.count<false>(acc, bits, all, row0, col0, words);
-            const uint32_t count = (group < 4 ? words[0] : words[1]) >> (8 * (group & 3)) & 0xffu;
-            const uint32_t col = col0 + ((threadIdx.x >> 5) & 3) * 32 + joined_col();
+            const uint32_t count = (lane < 16 ? words[0] : words[1]) >> (8 * (lane >> 2 & 3)) & 0xffu;
+            const uint32_t col = col0 + counter.thread.joined_col();
             if (count != 0 && p.col_index[col] >= 0) atomicAdd(p.col_rank + col, int(count));
         }
+        const TileThread thread;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const uint32_t row = row0 + (threadIdx.x >> 7) * 64 + 32 * h + joined_row();
+            const uint32_t row = row0 + thread.joined_row(h);
             if (row_counts[h] != 0 && p.row_index[row] >= 0) atomicAdd(p.row_rank + row, int(row_counts[h]));
         }
     }
 }
 
-#define RANKS(SUFFIX, T)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(kTileThreads, 1) ranks_##SUFFIX(const __grid_constant__ RanksParams p) { \
-        ranks_body<T>(p);                                                                                             \
+#define RANKS(SUFFIX, T, BLOCKS)                                       \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, BLOCKS) \
+        ranks_##SUFFIX(const __grid_constant__ RanksParams p) {        \
+        ranks_body<T>(p);                                              \
     }
-RANKS(f32, float)
-RANKS(f16, __half)
-RANKS(bf16, __nv_bfloat16)
+RANKS(f32, float, 1)
+RANKS(f16, __half, kTileBlocks)
+RANKS(bf16, __nv_bfloat16, kTileBlocks)

@@ -1,7 +1,8 @@
 // row_norms: Euclidean norms of rows, normalisation, its Jacobian, and the operands of the tile kernels.
 //
 //   r_i = ||x_i||_2                                            (eq. 1, docs/maths.md)
-//   row_norms_*           norms[i] = r_i, unit[i] = x_i / r_i; a zero row stays 0, a row with a NaN or Inf becomes NaN
+//   row_norms_*           norms[i] = r_i (NaN for a row with a NaN, else Inf for one with an Inf), unit[i] = x_i / r_i; a zero
+//                         row stays 0, a row with a NaN or Inf becomes NaN throughout
 //   normalize_backward_*  dx_i (+)= (g_i - u_i (u_i . g_i)) / r_i with u_i = x_i / r_i; exactly 0 for a zero row
 //   prepare_*             what the tile kernels and the gather read, of X and of Y in one launch:
 //     inv[i]       1 / (r_i 2^-exponent[i]); 0 for a zero row, NaN for a row with a NaN or Inf
@@ -24,6 +25,8 @@
 #include "params/row_norms.h"
 
 namespace {
+
+constexpr uint32_t kBlocks = 6;  // on a multiprocessor: 48 warps hide the latency, and no register has to be spilled
 
 __device__ __forceinline__ float pos_infinity() { return __int_as_float(0x7f800000); }
 
@@ -59,7 +62,7 @@ __device__ __forceinline__ void normalize_backward_body(const NormalizeBackwardP
         G* dx = static_cast<G*>(p.dx) + i * p.ld_dx;          // (d)
         const bool aligned = p.aligned & 1;
         const RowNorm r = measure_row(x, p.d, aligned);
-        const float inv = r.norm == 0.0f ? 0.0f : 1.0f / r.norm;
+        const float inv = r.inv();
         const auto unit = [&](float v) { return scale_pow2(v, -r.exponent) * inv; };
         float radial = 0.0f;
         for_each_vector(x, p.d, aligned, [&](uint32_t col, const float(&v)[kVector<T>]) {
@@ -74,7 +77,7 @@ __device__ __forceinline__ void normalize_backward_body(const NormalizeBackwardP
             for (uint32_t k = 0; k < kVector<T>; ++k) {
                 if (col + k >= p.d) continue;
                 const float tangent = g[col + k] - unit(v[k]) * radial;
-                float out = r.norm == 0.0f ? 0.0f : scale_pow2(tangent * inv, -r.exponent);
+                float out = r.is_zero() ? 0.0f : scale_pow2(tangent * inv, -r.exponent);
                 if (p.accumulate) out += to_f32(dx[col + k]);
                 dx[col + k] = from_f32<G>(out);
             }
@@ -102,7 +105,7 @@ __device__ __forceinline__ RowNorm prepare_row(const PrepareSide& s, uint32_t i,
     const T* x = source_row<T>(s, i);  // (d)
     const RowNorm r = measure_row(x, d, s.aligned);
     if (lane_id() == 0) {
-        if (s.inv != nullptr) s.inv[i] = r.norm == 0.0f ? 0.0f : 1.0f / r.norm;
+        if (s.inv != nullptr) s.inv[i] = r.inv();
         if (s.exponent != nullptr) s.exponent[i] = r.exponent;
     }
     if (s.staged == nullptr) return r;
@@ -133,9 +136,7 @@ __device__ __forceinline__ float pair_similarity(const PrepareParams& p, uint32_
     });
     sum = warp_sum(sum);
     if (!p.normalize || sizeof(T) == 4) return sum;
-    const float inv_x = rx.norm == 0.0f ? 0.0f : 1.0f / rx.norm;
-    const float inv_y = ry.norm == 0.0f ? 0.0f : 1.0f / ry.norm;
-    return sum * inv_x * inv_y;
+    return sum * rx.inv() * ry.inv();
 }
 
 template <typename T>
@@ -163,11 +164,11 @@ __device__ __forceinline__ void prepare_body(const PrepareParams& p) {
 }  // namespace
 
 #define PER_TYPE(SUFFIX, T)                                                                                          \
-    extern "C" __global__ void __launch_bounds__(kRowThreads) row_norms_##SUFFIX(                                       \
+    extern "C" __global__ void __launch_bounds__(kRowThreads, kBlocks) row_norms_##SUFFIX(                                       \
         const __grid_constant__ RowNormsParams p) {                                                                  \
         row_norms_body<T>(p);                                                                                        \
     }                                                                                                                \
-    extern "C" __global__ void __launch_bounds__(kRowThreads) prepare_##SUFFIX(const __grid_constant__ PrepareParams p) { \
+    extern "C" __global__ void __launch_bounds__(kRowThreads, kBlocks) prepare_##SUFFIX(const __grid_constant__ PrepareParams p) { \
         prepare_body<T>(p);                                                                                          \
     }
 PER_TYPE(f32, float)
@@ -175,7 +176,7 @@ PER_TYPE(f16, __half)
 PER_TYPE(bf16, __nv_bfloat16)
 
 #define PER_PAIR(SUFFIX, T, G)                                                     \
-    extern "C" __global__ void __launch_bounds__(kRowThreads) normalize_backward_##SUFFIX( \
+    extern "C" __global__ void __launch_bounds__(kRowThreads, kBlocks) normalize_backward_##SUFFIX( \
         const __grid_constant__ NormalizeBackwardParams p) {                       \
         normalize_backward_body<T, G>(p);                                          \
     }

@@ -9,13 +9,32 @@
 #include "common/tile.cuh"
 
 struct TileThread {
+    uint32_t index;      // in the block
     uint32_t first_row;  // row 0 of 8
     uint32_t first_col;  // column 0 of 8
-    __device__ __forceinline__ TileThread()
-        : first_row((threadIdx.x >> 7) * 64 + ((threadIdx.x & 31) >> 2)),
-          first_col(((threadIdx.x >> 5) & 3) * 32 + (threadIdx.x & 3) * 2) {}
+
+    // Made anew for every epilogue. The index is read by a volatile instruction so that neither it nor what follows from it
+    // is kept in registers through the products, which need them.
+    __device__ __forceinline__ TileThread() {
+        asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+        first_row = warp_row() * 64 + (lane() >> 2);
+        first_col = warp_col() * 32 + (lane() & 3) * 2;
+    }
+    __device__ __forceinline__ uint32_t lane() const { return index & 31; }
+    __device__ __forceinline__ uint32_t warp_row() const { return index >> 7; }
+    __device__ __forceinline__ uint32_t warp_col() const { return (index >> 5) & 3; }
     __device__ __forceinline__ uint32_t row(int i) const { return first_row + 8 * i; }
     __device__ __forceinline__ uint32_t col(int k) const { return first_col + 8 * (k >> 1) + (k & 1); }
+
+    // The rows h of 2 and the column that join_rows() and join_cols() leave to this thread. The lanes of a warp get
+    // different ones modulo 32, so storing by them meets no bank conflict.
+    __device__ __forceinline__ uint32_t joined_row(int h) const {
+        return warp_row() * 64 + 32 * h + (lane() & 3) * 8 + (lane() >> 2);
+    }
+    __device__ __forceinline__ uint32_t joined_col() const {
+        const uint32_t k = lane() >> 2;
+        return warp_col() * 32 + (k >> 1) * 8 + (lane() & 3) * 2 + (k & 1);
+    }
 };
 
 // Element (row i, column k) of a thread.
@@ -54,6 +73,30 @@ __device__ __forceinline__ void scale_tile(float (&acc)[4][4][4], const TileThre
     }
 }
 
+// Which of the thread's elements exist and satisfy `rule`(is the pair, is of the own group): bit 8 i + k for element (i, k).
+// Apart from the accumulators and rolled up on purpose: beside them, 64 unrolled tests do not fit the registers.
+template <typename Rule>
+__device__ __forceinline__ uint64_t select_elements(const TileThread& t, uint32_t row0, uint32_t col0, uint32_t n, uint32_t m,
+                                                    const int64_t* row_groups, const int64_t* col_groups, Rule rule) {
+    const bool grouped = row_groups != nullptr;
+    uint64_t bits = 0;
+#pragma unroll 1
+    for (int k = 0; k < 8; ++k) {
+        const uint32_t col = col0 + t.col(k);
+        const int64_t group = grouped && col < m ? __ldg(col_groups + col) : 0;
+        uint64_t column = 0;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const uint32_t row = row0 + t.row(i);
+            const bool inside = row < n && col < m;
+            const bool same = grouped && inside && __ldg(row_groups + row) == group;
+            if (inside && rule(row == col, same)) column |= uint64_t(1) << (8 * i);
+        }
+        bits |= column << k;
+    }
+    return bits;
+}
+
 __device__ __forceinline__ float exchange(float v, int partner) { return __shfl_xor_sync(~0u, v, partner); }
 __device__ __forceinline__ uint32_t exchange(uint32_t v, int partner) { return __shfl_xor_sync(~0u, v, partner); }
 
@@ -71,23 +114,17 @@ __device__ __forceinline__ void halve(V* v, bool bit, int partner, Join join) {
 }
 
 // Joins the 8 values of a row-wise quantity over the 4 lanes that share the rows. On return v[h], h of 2, belongs to row
-// i = 4 h + lane % 4 of 8, that is to row warp_row * 64 + 32 h + joined_row().
+// i = 4 h + lane % 4 of 8, that is to row joined_row(h) of the tile.
 template <typename V, typename Join>
-__device__ __forceinline__ void join_rows(V (&v)[8], Join join) {
-    halve<4>(v, threadIdx.x & 1, 1, join);
-    halve<2>(v, threadIdx.x & 2, 2, join);
+__device__ __forceinline__ void join_rows(V (&v)[8], const TileThread& t, Join join) {
+    halve<4>(v, t.index & 1, 1, join);
+    halve<2>(v, t.index & 2, 2, join);
 }
-// Place among 32 rows after join_rows(): a permutation of the lanes, so storing by it meets no bank conflict.
-__device__ __forceinline__ uint32_t joined_row() { return (threadIdx.x & 3) * 8 + ((threadIdx.x & 31) >> 2); }
 
-// The same for the 8 lanes that share the columns. On return v[0] belongs to column warp_col * 32 + joined_col().
+// The same for the 8 lanes that share the columns. On return v[0] belongs to column joined_col() of the tile.
 template <typename V, typename Join>
-__device__ __forceinline__ void join_cols(V (&v)[8], Join join) {
-    halve<4>(v, threadIdx.x & 4, 4, join);
-    halve<2>(v, threadIdx.x & 8, 8, join);
-    halve<1>(v, threadIdx.x & 16, 16, join);
-}
-__device__ __forceinline__ uint32_t joined_col() {
-    const uint32_t k = (threadIdx.x & 31) >> 2;
-    return (k >> 1) * 8 + (threadIdx.x & 3) * 2 + (k & 1);
+__device__ __forceinline__ void join_cols(V (&v)[8], const TileThread& t, Join join) {
+    halve<4>(v, t.index & 4, 4, join);
+    halve<2>(v, t.index & 8, 8, join);
+    halve<1>(v, t.index & 16, 16, join);
 }

@@ -3,10 +3,15 @@
 #include "common/numeric.cuh"
 #include "common/reduce.cuh"
 
-// ||row|| = norm 2^exponent. A zero row has norm 0, a row with a NaN or an infinity norm NaN.
+// ||row|| = norm 2^exponent. A zero row has norm 0, a row with an infinity infinity, a row with a NaN NaN.
 struct RowNorm {
     float norm;
     int exponent;
+
+    __device__ __forceinline__ bool is_zero() const { return norm == 0.0f; }
+    __device__ __forceinline__ bool is_finite() const { return magnitude_bits(norm) < kInfinityBits; }
+    // What a scaled element is multiplied by to normalise it: 0 for a zero row, NaN where the norm is not finite.
+    __device__ __forceinline__ float inv() const { return is_zero() ? 0.0f : is_finite() ? 1.0f / norm : quiet_nan(); }
 };
 
 // f16 rows are not scaled: their squares fit f32 anyway.
@@ -35,7 +40,7 @@ __device__ __forceinline__ RowNorm measure_row(const T* row, uint32_t d, bool al
     });
     largest = __reduce_max_sync(kFullWarp, largest);
     if (largest == 0) return {0.0f, 0};
-    if (largest >= kInfinityBits) return {quiet_nan(), 0};
+    if (largest >= kInfinityBits) return {__uint_as_float(largest), 0};
 
     const int exponent = kScaled<T> ? exponent_of(largest) : 0;
     float sum = 0.0f;
@@ -49,9 +54,9 @@ __device__ __forceinline__ RowNorm measure_row(const T* row, uint32_t d, bool al
     return {sqrtf(warp_sum(sum)), exponent};
 }
 
-// An element of the normalised row; rows of norm 0 stay 0, and norm NaN gives NaN.
+// An element of the normalised row; rows of norm 0 stay 0, and a norm that is not finite gives NaN.
 template <typename T>
 __device__ __forceinline__ float unit_element(float v, const RowNorm& r) {
     const float s = kScaled<T> ? scale_pow2(v, -r.exponent) : v;
-    return r.norm == 0.0f ? 0.0f : s / r.norm;
+    return r.is_zero() ? 0.0f : r.is_finite() ? s / r.norm : quiet_nan();
 }

@@ -1,5 +1,6 @@
 //! Device memory of one call of the host-memory layer: allocated, filled, read back and freed on one stream.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use bytemuck::Pod;
@@ -50,17 +51,30 @@ impl Buffer {
     }
 }
 
-/// One call of the host-memory layer.
+/// One call of the host-memory layer. When it ends, nothing on the device reads or writes the caller's memory any more,
+/// also if it ends early.
 pub(crate) struct Session<'a> {
     op: &'static str,
     cuda: &'a Cuda,
+    /// Whether a copy from or to host memory may be under way.
+    copying: Cell<bool>,
     _scope: Scope<'a>,
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        if self.copying.get() {
+            // A fault has been reported by the call that met it.
+            let _ = self.finish();
+        }
+    }
 }
 
 impl<'a> Session<'a> {
     pub(crate) fn begin(op: &'static str, cuda: &'a Cuda) -> Result<Self> {
         cuda.kernels().check_stream(op, cuda.stream())?;
-        Ok(Self { op, cuda, _scope: Scope::enter(op, cuda.stream().context())? })
+        let scope = Scope::enter(op, cuda.stream().context())?;
+        Ok(Self { op, cuda, copying: Cell::new(false), _scope: scope })
     }
 
     fn failed(&self, call: &'static str, error: DriverError) -> Error {
@@ -100,13 +114,16 @@ impl<'a> Session<'a> {
         if bytes.is_empty() {
             return Ok(());
         }
-        // SAFETY: the buffer has room for the data; a copy from pageable memory has read it when the call returns.
+        self.copying.set(true);
+        // SAFETY: the buffer has room for the data, which is there until the stream has been waited for: the caller of the
+        // session keeps it, and `Drop` waits.
         unsafe { result::memcpy_htod_async(buffer.ptr, bytes, self.cuda.stream().cu_stream()) }
             .map_err(|e| self.failed("cuMemcpyHtoDAsync", e))
     }
 
     /// Waits for the stream, and reports a fault of the kernels that ran on it.
     pub(crate) fn finish(&self) -> Result<()> {
+        self.copying.set(false);
         // SAFETY: the stream is alive and its context is current.
         unsafe { result::stream::synchronize(self.cuda.stream().cu_stream()) }
             .map_err(|e| self.failed("cuStreamSynchronize", e))
@@ -158,6 +175,8 @@ impl<'a> Session<'a> {
         if write == WriteMode::Accumulate {
             let dense: Vec<T> = (0..out.rows()).flat_map(|i| out.row(i)).copied().collect();
             self.fill(&buffer, &dense)?;
+            // The driver may read `dense` after the call that enqueues the copy.
+            self.finish()?;
         }
         let raw = RawMat::new(buffer.ptr, out.rows(), out.cols(), T::DTYPE);
         Ok((buffer, raw))

@@ -213,7 +213,8 @@ pub(crate) fn same_dtype(op: &'static str, arg: &'static str, expected: DType, g
 
 /// `norms[i] = ‖x_i‖` (eq. 1), without overflow or underflow of the squares.
 ///
-/// `x` is `(n, d)`, `norms` has `n` elements. A row with a NaN or an infinity has the norm NaN. Only enqueues one kernel;
+/// `x` is `(n, d)`, `norms` has `n` elements. A row with a NaN has the norm NaN, else one with an
+/// infinity the norm infinity. Only enqueues one kernel;
 /// deterministic; can be captured.
 ///
 /// # Errors
