@@ -1,1 +1,66 @@
-//! The operations on NVIDIA GPUs.
+//! The CUDA backend, in three layers.
+//!
+//! * [`raw`]: `unsafe` functions on plain pointers and strides, for frameworks with tensors of their own.
+//! * this module's functions: the same operations on checked views of cudarc's slices.
+//! * [`host`]: the same operations on host memory, for tests, examples and everything that is not a hot loop.
+//!
+//! The first two only enqueue: they run on the caller's stream, write to the caller's outputs and workspace, allocate
+//! nothing, never synchronise, and can be captured into a graph.
+
+pub mod host;
+pub mod probe;
+
+#[doc(hidden)]
+pub mod abi;
+
+mod cosine_matrix;
+mod descriptor;
+mod driver;
+mod gather;
+mod goal;
+mod goal_detail;
+mod goal_params;
+mod host_memory;
+mod host_mining;
+mod image;
+mod kernels;
+mod launch;
+mod mine;
+mod plan;
+mod prepare;
+mod ranks;
+mod row_norms;
+mod scope;
+mod sweep;
+mod tensor;
+mod weighted_grad;
+mod workspace;
+
+pub use cosine_matrix::{cosine_matrix, cosine_matrix_workspace_bytes};
+pub use descriptor::{RawBatch, RawBuf, RawMat};
+pub use goal::{DeviceGroups, DeviceStepOptions, goal_step, goal_step_detail, goal_step_workspace_bytes};
+pub use goal_detail::{goal_detail_from_words, goal_detail_len};
+pub use kernels::Kernels;
+pub use mine::{DeviceHardest, DeviceMineOptions, DeviceMined, mine, mine_workspace_bytes};
+pub use probe::{DeviceFacts, driver_present, open_context};
+pub use ranks::{DeviceRanksOptions, ranks, ranks_workspace_bytes};
+pub use row_norms::{normalize, normalize_backward, row_norms};
+pub use tensor::{DeviceBatch, DeviceBatchMut, DeviceElement, DeviceMat, DeviceMatMut};
+pub use weighted_grad::{DeviceGradOptions, DeviceTriples, Upstream, weighted_grad, weighted_grad_workspace_bytes};
+pub use workspace::WORKSPACE_ALIGN;
+
+/// The operations on plain pointers and strides.
+///
+/// Every function checks what the host can see (shapes, types, strides, alignment, overlap, the size of the workspace)
+/// before it enqueues anything, runs on the given stream and returns at once. What the caller promises is that the
+/// pointers are valid on the stream's device until the work has run, and that other streams that touch the same memory are
+/// ordered by events or synchronisation.
+pub mod raw {
+    pub use super::cosine_matrix::{RawCosineMatrix, cosine_matrix_raw as cosine_matrix};
+    pub use super::gather::RawUpstream;
+    pub use super::goal::{RawGoalStep, RawGroups, goal_step_raw as goal_step};
+    pub use super::mine::{RawHardest, RawMine, mine_raw as mine};
+    pub use super::ranks::{RawRanks, ranks_raw as ranks};
+    pub use super::row_norms::raw::{normalize, normalize_backward, row_norms};
+    pub use super::weighted_grad::{RawWeightedGrad, weighted_grad_raw as weighted_grad};
+}

@@ -1,0 +1,158 @@
+// abi_layout: the layout of every parameter block and the constants, as the device compiler sees them.
+//
+//   out  (capacity) u32: for each block its size, then the offset of every field in order; then the constants; what follows
+//        is left alone
+//
+// Work    one thread.
+// Launch  grid 1, block 1, no dynamic shared memory.
+// Bound   nothing; run once, by a test.
+// Order   fixed.
+// Needs   sm_80.
+#include <stddef.h>
+
+#include "common/tile.cuh"
+#include "params/abi.h"
+#include "params/cosine_matrix.h"
+#include "params/goal.h"
+#include "params/mine.h"
+#include "params/ranks.h"
+#include "params/row_norms.h"
+#include "params/weighted_grad.h"
+
+namespace {
+
+// Writes one word after the other, as far as they fit.
+struct Writer {
+    uint32_t* out;
+    uint32_t capacity;
+    uint32_t count;
+    __device__ __forceinline__ void put(size_t value) {
+        if (count < capacity) out[count] = uint32_t(value);
+        ++count;
+    }
+};
+
+#define F(field) w.put(offsetof(S, field));
+
+__device__ __forceinline__ void put_layouts(Writer& w) {
+    {
+        using S = AbiParams;
+        w.put(sizeof(S));
+        F(out) F(capacity) F(pad_)
+    }
+    {
+        using S = PrepareSide;
+        w.put(sizeof(S));
+        F(src) F(staged) F(inv) F(exponent) F(ld) F(batch_stride) F(staged_ld) F(rows) F(count) F(aligned) F(pad_)
+    }
+    {
+        using S = PrepareParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(pmin) F(zeroed) F(zeroed_len) F(d) F(normalize) F(pad_)
+    }
+    {
+        using S = RowNormsParams;
+        w.put(sizeof(S));
+        F(x) F(norms) F(unit) F(ldx) F(ld_unit) F(rows) F(d) F(aligned) F(pad_)
+    }
+    {
+        using S = NormalizeBackwardParams;
+        w.put(sizeof(S));
+        F(x) F(grad) F(dx) F(ldx) F(ld_grad) F(ld_dx) F(rows) F(d) F(aligned) F(accumulate)
+    }
+    {
+        using S = InvertSide;
+        w.put(sizeof(S));
+        F(target) F(list) F(spare) F(offsets) F(targets) F(pad_)
+    }
+    {
+        using S = InvertParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(x_target) F(y_target) F(rows) F(cols) F(report) F(count) F(pad_)
+    }
+    {
+        using S = GatherSide;
+        w.put(sizeof(S));
+        F(own) F(other) F(own_inv) F(own_exponent) F(other_inv) F(out) F(diagonal) F(negative) F(coefficient)
+        F(offsets) F(list) F(source) F(weight) F(own_ld) F(other_ld) F(out_ld) F(rows) F(out_aligned)
+    }
+    {
+        using S = GatherParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(upstream) F(overflow) F(factor) F(d) F(pairs) F(accumulate)
+    }
+    {
+        using S = ObjectiveParams;
+        w.put(sizeof(S));
+        F(margin) F(tau) F(offset) F(alpha) F(beta) F(lambda) F(eps) F(triplet) F(pair) F(potential)
+    }
+    {
+        using S = StepReport;
+        w.put(sizeof(S));
+        F(loss) F(log_it) F(log_ti) F(mean_positive) F(mean_negative_it) F(mean_negative_ti) F(pairs) F(empty_it)
+        F(empty_ti) F(active_it) F(active_ti) F(zero_x) F(zero_y) F(nan_x) F(nan_y) F(overflow)
+    }
+    {
+        using S = GoalSide;
+        w.put(sizeof(S));
+        F(parts) F(inv) F(anchor_groups) F(other_groups) F(positive) F(negative) F(index) F(list) F(spare) F(offsets)
+        F(blocks) F(total) F(detail) F(splits) F(pad_)
+    }
+    {
+        using S = GoalParams;
+        w.put(sizeof(S));
+        F(it) F(ti) F(pos) F(pmin) F(tickets) F(report) F(objective) F(factor) F(n) F(pmin_count) F(stats) F(pad_)
+    }
+    {
+        using S = MineParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(inv_x) F(inv_y) F(row_groups) F(col_groups) F(pmin) F(pos) F(row_parts) F(col_parts) F(ldx) F(ldy)
+        F(n) F(m) F(d) F(row_splits) F(col_splits) F(pmin_count) F(select) F(stats) F(eps) F(beta)
+    }
+    {
+        using S = MineMergeParams;
+        w.put(sizeof(S));
+        F(row_parts) F(col_parts) F(row_value) F(row_index) F(row_second) F(row_rank) F(col_value) F(col_index)
+        F(col_second) F(col_rank) F(n) F(m) F(row_splits) F(col_splits) F(stats) F(pad_)
+    }
+    {
+        using S = CosineMatrixParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(inv_x) F(inv_y) F(out) F(ldx) F(ldy) F(ldo) F(x_matrix) F(y_matrix) F(out_matrix) F(inv_x_matrix)
+        F(inv_y_matrix) F(batch) F(n) F(m) F(d) F(scale) F(out_type) F(vectors) F(pad_)
+    }
+    {
+        using S = RanksParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(inv_x) F(inv_y) F(row_groups) F(col_groups) F(row_score) F(row_index) F(col_score) F(col_index)
+        F(row_rank) F(col_rank) F(ldx) F(ldy) F(n) F(m) F(d) F(row_splits) F(col_splits) F(ties)
+    }
+}
+
+__device__ __forceinline__ void put_constants(Writer& w) {
+    w.put(kRowsPerBlock);
+    w.put(kRowThreads);
+    w.put(kInvertThreads);
+    w.put(kGatherThreads);
+    w.put(kGatherColumns);
+    w.put(kGoalAnchors);
+    w.put(kGoalThreads);
+    w.put(kGoalTickets);
+    w.put(kDetailPlanes);
+    w.put(sizeof(ReportPart));
+    w.put(kTile);
+    w.put(kTileThreads);
+    w.put(kPipelineBytes);
+    for (uint32_t code : {kSelectNegatives, kSelectGroup, kSelectPair}) w.put(code);
+    for (uint32_t code : {kStatsNone, kStatsSecond, kStatsLin, kStatsSig}) w.put(code);
+    for (uint32_t code : {kTripletCon, kTripletHinge, kTripletNca, kTripletCir}) w.put(code);
+    for (uint32_t code : {kPairCon, kPairLin, kPairSig, kPairLinMs, kPairSigMs}) w.put(code);
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(1) abi_layout(const __grid_constant__ AbiParams p) {
+    Writer w{p.out, p.capacity, 0};
+    put_layouts(w);
+    put_constants(w);
+}

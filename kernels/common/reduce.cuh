@@ -1,0 +1,53 @@
+// Reductions over a warp or a block, in a fixed order: identical bits between runs and on every device.
+#pragma once
+#include <stdint.h>
+
+constexpr uint32_t kWarpSize = 32;
+constexpr uint32_t kFullWarp = 0xffffffffu;
+
+__device__ __forceinline__ uint32_t lane_id() { return threadIdx.x & (kWarpSize - 1); }
+__device__ __forceinline__ uint32_t warp_id() { return threadIdx.x / kWarpSize; }
+
+// Sum over the warp, in every lane.
+template <typename V>
+__device__ __forceinline__ V warp_sum(V v) {
+#pragma unroll
+    for (int mask = 16; mask > 0; mask >>= 1) v += __shfl_xor_sync(kFullWarp, v, mask);
+    return v;
+}
+
+// Smallest value over the warp, NaN ignored, in every lane.
+__device__ __forceinline__ float warp_min(float v) {
+#pragma unroll
+    for (int mask = 16; mask > 0; mask >>= 1) v = fminf(v, __shfl_xor_sync(kFullWarp, v, mask));
+    return v;
+}
+
+// Sum over the block, in every thread; `scratch` holds one value per warp. Two barriers: the first publishes the warps'
+// sums, the second frees `scratch` for the next use.
+__device__ __forceinline__ float block_sum(float v, float* scratch) {
+    v = warp_sum(v);
+    if (lane_id() == 0) scratch[warp_id()] = v;
+    __syncthreads();
+    float total = 0.0f;
+    for (uint32_t w = 0; w < blockDim.x / kWarpSize; ++w) total += scratch[w];
+    __syncthreads();
+    return total;
+}
+
+// Exclusive prefix sum over the first 256 threads of a block, whose other threads pass 0; `scratch` holds 8 words. Every
+// thread of the block calls this. Barriers as in block_sum.
+__device__ __forceinline__ uint32_t exclusive_scan_256(uint32_t v, uint32_t* scratch) {
+    uint32_t inclusive = v;
+#pragma unroll
+    for (uint32_t shift = 1; shift < kWarpSize; shift <<= 1) {
+        const uint32_t below = __shfl_up_sync(kFullWarp, inclusive, shift);
+        if (lane_id() >= shift) inclusive += below;
+    }
+    if (lane_id() == kWarpSize - 1 && warp_id() < 8) scratch[warp_id()] = inclusive;
+    __syncthreads();
+    uint32_t before = 0;
+    for (uint32_t w = 0; w < 8 && w < warp_id(); ++w) before += scratch[w];
+    __syncthreads();
+    return before + inclusive - v;
+}

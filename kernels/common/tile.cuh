@@ -1,0 +1,160 @@
+// The tile engine: 128 x 128 tiles of X Y^T, one after the other, with the loads of the next in flight at every moment.
+//
+//   x  (n, d) T, y  (m, d) T: row-major, base and row stride multiples of 16 bytes; T is f32, f16 or bf16.
+//
+// Work    256 threads, 8 warps as 2 (rows) x 4 (columns), 64 x 32 elements each: acc[4][4][4] in the layout of the
+//         accumulators of mma.sync.m16n8k16, for f32 too, so that all epilogues are shared (epilogue.cuh).
+// Shared  3 stages of 2 x 128 rows x 128 bytes of k (64 16-bit or 32 f32 elements): 98,304 bytes, which an SM of every
+//         architecture from sm_80 on can give to one block. The 16-byte chunk c of row r lies at chunk c ^ (r & 7): eight
+//         rows read at one k, and eight chunks written to one row, both fall on eight different groups of banks.
+// Loads   cp.async of 16 bytes, 8 lanes on 128 consecutive bytes. Rows >= n and elements >= d arrive as zeros, so every
+//         element is one chain over all of k whatever the tile's position: S[i, j] has the same bits in every kernel.
+// Order   the k-steps of all tiles of a block form one sequence; while an epilogue runs, two steps of the next tile fly.
+#pragma once
+#include <stdint.h>
+
+#include "common/mma.cuh"
+#include "common/simt.cuh"
+
+constexpr int kTile = 128;        // rows, and columns, of a tile
+constexpr int kTileThreads = 256;
+constexpr int kStages = 3;        // two in flight, one in use
+constexpr int kRowBytes = 128;    // bytes of k in a row of a stage
+constexpr int kRowChunks = kRowBytes / 16;
+constexpr int kOperandBytes = kTile * kRowBytes;
+constexpr int kStageBytes = 2 * kOperandBytes;
+constexpr int kPipelineBytes = kStages * kStageBytes;
+static_assert(kPipelineBytes == 98304, "keep in step with TILE_SHARED_BYTES in src/cuda/plan.rs");
+
+// Copies 16 bytes into shared memory, of which all but the first `bytes` are zeros and not read.
+__device__ __forceinline__ void copy_chunk_async(uint32_t shared, const char* global, uint32_t bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// One tile of one pair of matrices.
+struct TileAt {
+    const char* x;  // row 0 of X
+    const char* y;  // row 0 of Y
+    uint32_t row0;
+    uint32_t col0;
+};
+
+struct TileShape {
+    int64_t x_row_bytes;
+    int64_t y_row_bytes;
+    uint32_t n;
+    uint32_t m;
+    uint32_t k_bytes;  // d * sizeof(T), below 2^31
+};
+
+// `Cursor` walks over a block's tiles: valid(), at() -> TileAt, advance().
+template <typename T, typename Cursor>
+class TileStream {
+  public:
+    // Starts the first loads. `stages` is kPipelineBytes of shared memory, aligned to 128 bytes.
+    __device__ __forceinline__ TileStream(char* stages, const TileShape& shape, const Cursor& cursor)
+        : stages_(stages), shape_(shape), cursor_(cursor), stage_(kStages - 1) {
+        begin_tile();
+#pragma unroll
+        for (int s = 0; s < kStages - 1; ++s) load_step(s);
+    }
+
+    // The products of the next tile, added to `acc`. On return all threads of the block may still be reading scratch().
+    __device__ __forceinline__ void accumulate(float (&acc)[4][4][4]) {
+        for (uint32_t k = 0; k < shape_.k_bytes; k += kRowBytes) {
+            wait_copies<kStages - 2>();
+            __syncthreads();  // this step's data has arrived from all threads, and nobody reads the last step's stage
+            load_step(stage_);
+            stage_ = stage_ == kStages - 1 ? 0 : stage_ + 1;
+            const char* stage = stages_ + stage_ * kStageBytes;
+            TileMath<T>::accumulate(stage, stage + kOperandBytes, acc);
+        }
+    }
+
+    // The stage of the last k-step, kStageBytes: free for the epilogue from the first barrier after accumulate() on,
+    // until the next accumulate().
+    __device__ __forceinline__ char* scratch() const { return stages_ + stage_ * kStageBytes; }
+
+  private:
+    __device__ __forceinline__ void begin_tile() {
+        k_ = 0;
+        if (!cursor_.valid()) return;
+        const TileAt tile = cursor_.at();
+        const uint32_t row = threadIdx.x / kRowChunks;  // and 32, 64 and 96 rows further
+        gx_ = tile.x + int64_t(tile.row0 + row) * shape_.x_row_bytes + threadIdx.x % kRowChunks * 16;
+        gy_ = tile.y + int64_t(tile.col0 + row) * shape_.y_row_bytes + threadIdx.x % kRowChunks * 16;
+        inside_ = 0;
+#pragma unroll
+        for (int i = 0; i < kTile / 32; ++i) {
+            if (tile.row0 + row + i * 32 < shape_.n) inside_ |= 1u << i;
+            if (tile.col0 + row + i * 32 < shape_.m) inside_ |= 16u << i;
+        }
+    }
+
+    // Enqueues the copies of one k-step, or an empty group behind the last one so that the count of groups stays right.
+    __device__ __forceinline__ void load_step(uint32_t stage) {
+        if (cursor_.valid()) {
+            const uint32_t row = threadIdx.x / kRowChunks;
+            const uint32_t chunk = threadIdx.x % kRowChunks;
+            const uint32_t to = uint32_t(__cvta_generic_to_shared(stages_)) + stage * kStageBytes + row * kRowBytes +
+                                ((chunk ^ (row & 7)) * 16);
+            const int left = int(shape_.k_bytes - k_) - int(chunk * 16);
+            const uint32_t bytes = uint32_t(min(max(left, 0), 16));
+#pragma unroll
+            for (int i = 0; i < kTile / 32; ++i) {
+                copy_chunk_async(to + i * 32 * kRowBytes, gx_ + i * 32 * shape_.x_row_bytes,
+                                 inside_ & (1u << i) ? bytes : 0);
+            }
+#pragma unroll
+            for (int i = 0; i < kTile / 32; ++i) {
+                copy_chunk_async(to + kOperandBytes + i * 32 * kRowBytes, gy_ + i * 32 * shape_.y_row_bytes,
+                                 inside_ & (16u << i) ? bytes : 0);
+            }
+            gx_ += kRowBytes;
+            gy_ += kRowBytes;
+            k_ += kRowBytes;
+            if (k_ >= shape_.k_bytes) {
+                cursor_.advance();
+                begin_tile();
+            }
+        }
+        commit_copies();
+    }
+
+    char* stages_;
+    const TileShape& shape_;
+    Cursor cursor_;    // the tile whose loads come next
+    const char* gx_;   // this thread's chunk of its first row of X, and of Y
+    const char* gy_;
+    uint32_t inside_;  // which of its 4 rows of X (bits 0 to 3) and of Y (4 to 7) exist
+    uint32_t k_;       // bytes of k that are loaded
+    uint32_t stage_;   // of the last k-step
+};
+
+// The tiles of a rectangle, row of tiles after row of tiles.
+struct RectCursor {
+    const char* x;
+    const char* y;
+    uint32_t r, r_end;
+    uint32_t c, c_begin, c_end;
+
+    __device__ __forceinline__ bool valid() const { return r < r_end && c < c_end; }
+    __device__ __forceinline__ TileAt at() const { return {x, y, r * kTile, c * kTile}; }
+    __device__ __forceinline__ void advance() {
+        if (++c == c_end) {
+            c = c_begin;
+            ++r;
+        }
+    }
+};
+
+// First tile of part `part` when `tiles` are dealt to `parts` as evenly as they go. At most 2^24 tiles to 16 parts.
+__device__ __forceinline__ uint32_t part_begin(uint32_t tiles, uint32_t parts, uint32_t part) {
+    return tiles * part / parts;
+}
+__device__ __forceinline__ uint32_t tiles_of(uint32_t extent) { return (extent + (kTile - 1)) / kTile; }

@@ -1,0 +1,254 @@
+// goal_finalize: from mined statistics to the weights of the gradient, its inverse index and the report.
+//
+//   R+, T, w+, w-     eqs. 5 to 8, docs/maths.md, for every anchor of both directions
+//   positive[i] = -T w+,  negative[i] = T w-,  index[i] = n_i                 (the non-zeros of W)
+//   list, offsets     for every candidate the anchors of which it is the hardest negative, ascending
+//   report            sums over the anchors, counts
+//
+//   parts  (planes, splits, n) 4-byte words from mine_*;  pos, inv (n) f32;  groups (n) i64 or null
+//   positive, negative (n) f32;  index (n) i32;  list, spare (n), offsets (n + 1) u32;  detail (10, n) words or null
+//   tickets (kGoalTickets) u32, 0 on entry.  No output may alias an input or another output.
+//
+// Work    a block takes 32 anchors of one direction. Its first warp merges their partial states, a thread each; for the _ms
+//         weights all warps then sum R+ over the positives, a warp per anchor; the first warp evaluates the weights. The last
+//         block of a direction to finish adds the report's parts and sorts the inverse index; the last direction writes
+//         the report.
+// Launch  grid = (ceil(n / 32), 2), at least (1, 2); block = 512; 20 KiB of static shared memory.
+// Bound   latency; n planes splits words read, _ms: 2 n^2 / 32 warp steps.
+// Order   splits ascending; R+ by lanes and a fixed tree; the report by blocks ascending; tickets are integers and decide
+//         only who works, not in which order sums are taken. Identical bits between runs and devices.
+// Needs   sm_80.
+#include "common/mining.cuh"
+#include "common/numeric.cuh"
+#include "common/objective.cuh"
+#include "common/radix.cuh"
+
+namespace {
+
+constexpr uint32_t kWarps = kGoalThreads / kWarpSize;
+constexpr uint32_t kFlush = 64;  // terms of R+ that a lane adds up before it adds them to its total, to bound rounding
+
+// What a direction's sums are taken over, as each block and then the last block knows it.
+struct Shared {
+    RadixScratch<kWarps> radix;
+    float value[kGoalAnchors];
+    float rs_pos[kGoalAnchors];
+    uint32_t rs_pos_count[kGoalAnchors];
+    float scratch[32];
+    ReportPart parts[kWarps];
+    bool last;
+};
+
+struct Relative {
+    float mean;
+    uint32_t count;
+};
+
+__device__ __forceinline__ Relative relative_mean(float sum, uint32_t count) {
+    return {count == 0 ? 0.0f : sum / float(count), count};
+}
+
+__device__ __forceinline__ bool is_ms(const GoalParams& p) { return p.stats >= kStatsLin; }
+
+// R+ of anchor i with the hardest value n: over the other pairs' similarities that are at most n + eps. By a whole warp.
+__device__ __forceinline__ Relative positive_relative(const GoalParams& p, const GoalSide& s, uint32_t i, float n) {
+    const float own = p.pos[i], bound = n + p.objective.eps, alpha = float(p.objective.alpha);
+    const bool sig = p.objective.pair == kPairSigMs, grouped = s.anchor_groups != nullptr;
+    const int64_t group = grouped ? s.anchor_groups[i] : 0;
+    float sum = 0.0f, part = 0.0f;
+    uint32_t count = 0, pending = 0;
+    for (uint32_t j = lane_id(); j < p.n; j += kWarpSize) {
+        const float other = p.pos[j];
+        const bool member = j != i && other <= bound && !(grouped && s.other_groups[j] == group);
+        const float difference = own - other;
+        if (member) {
+            part += sig ? expf(alpha * difference) : difference;
+            // The paper's code divides by the number of non-zero terms.
+            count += sig || difference != 0.0f ? 1 : 0;
+        }
+        if (++pending == kFlush) {
+            sum += part;
+            part = 0.0f;
+            pending = 0;
+        }
+    }
+    sum = warp_sum(sum + part);
+    return relative_mean(sum, warp_sum(count));
+}
+
+// R- from the statistics that the sweep collected.
+__device__ __forceinline__ Relative negative_relative(const LineState& line, bool sig) {
+    if (sig) return relative_mean(line.sum, line.count);
+    // Differences of exactly 0 are not counted; next to a NaN there is no difference above 0.
+    const uint32_t count = line.value != line.value ? 0 : line.count - line.ties;
+    return relative_mean(line.sum, count);
+}
+
+__device__ __forceinline__ void add_part(ReportPart& a, const ReportPart& b) {
+    a.loss += b.loss;
+    a.log += b.log;
+    a.negative += b.negative;
+    a.positive += b.positive;
+    a.anchors += b.anchors;
+    a.active += b.active;
+    a.zero += b.zero;
+    a.nan += b.nan;
+}
+
+// Sum over the warp, in every lane.
+__device__ __forceinline__ ReportPart sum_parts(const ReportPart& v) {
+    return {warp_sum(v.loss),    warp_sum(v.log),    warp_sum(v.negative), warp_sum(v.positive),
+            warp_sum(v.anchors), warp_sum(v.active), warp_sum(v.zero),     warp_sum(v.nan)};
+}
+
+__device__ __forceinline__ void put(const GoalParams& p, const GoalSide& s, uint32_t plane, uint32_t i, uint32_t word) {
+    s.detail[size_t(plane) * p.n + i] = word;
+}
+
+// Weights of one anchor, its entries of W, and its part of the report.
+__device__ __forceinline__ ReportPart finish_anchor(const GoalParams& p, const GoalSide& s, uint32_t i,
+                                                    const LineState& line, Relative rs_pos) {
+    const ObjectiveParams& o = p.objective;
+    const float positive = p.pos[i], inv = s.inv[i];
+    const bool some = line.index >= 0;
+    ReportPart part{};
+    part.positive = positive;
+    part.zero = inv == 0.0f;
+    part.nan = inv != inv;
+
+    float triplet = 0.0f, w_pos = 0.0f, w_neg = 0.0f;
+    Relative rs_neg{0.0f, 0};
+    if (some) {
+        if (is_ms(p)) rs_neg = negative_relative(line, o.pair == kPairSigMs);
+        triplet = triplet_weight(o, positive, line.value);
+        w_pos = positive_weight(o, positive, rs_pos.mean);
+        w_neg = negative_weight(o, line.value, rs_neg.mean);
+        part.loss = triplet_loss(o, positive, line.value);
+        part.log = double(line.value) - double(positive);
+        part.negative = line.value;
+        part.anchors = 1;
+        part.active = triplet != 0.0f;
+    }
+    s.index[i] = line.index;
+    // Without a negative both are 0, also beside a NaN.
+    s.positive[i] = -triplet * w_pos;
+    s.negative[i] = triplet * w_neg;
+    if (s.detail != nullptr) {
+        put(p, s, kDetailIndex, i, uint32_t(line.index));
+        put(p, s, kDetailValue, i, __float_as_uint(line.value));
+        put(p, s, kDetailSecond, i, __float_as_uint(line.second));
+        put(p, s, kDetailTriplet, i, __float_as_uint(triplet));
+        put(p, s, kDetailPairPos, i, __float_as_uint(w_pos));
+        put(p, s, kDetailPairNeg, i, __float_as_uint(w_neg));
+        put(p, s, kDetailRsPos, i, __float_as_uint(rs_pos.mean));
+        put(p, s, kDetailRsNeg, i, __float_as_uint(rs_neg.mean));
+        put(p, s, kDetailRsPosCount, i, rs_pos.count);
+        put(p, s, kDetailRsNegCount, i, rs_neg.count);
+    }
+    return part;
+}
+
+// The 32 anchors of this block.
+__device__ __forceinline__ void block_anchors(const GoalParams& p, const GoalSide& s, Shared& shared) {
+    const uint32_t first = blockIdx.x * kGoalAnchors;
+    const uint32_t own = first + lane_id();
+    const bool inside = warp_id() == 0 && own < p.n;
+    LineState line = empty_line();
+    // Every thread takes part in the barrier inside.
+    const float threshold = is_ms(p) ? block_threshold(p.pmin, p.pmin_count, p.objective.eps, shared.scratch) : 0.0f;
+    if (inside) {
+        const StatsRule rule{p.stats, threshold, float(p.objective.beta)};
+        line = merged_line(s.parts, s.splits, p.n, own, rule);
+        shared.value[lane_id()] = line.value;
+        shared.rs_pos[lane_id()] = 0.0f;
+        shared.rs_pos_count[lane_id()] = 0;
+    }
+    if (is_ms(p)) {
+        __syncthreads();  // the anchors' hardest values are in place
+        for (uint32_t a = warp_id(); a < kGoalAnchors && first + a < p.n; a += kWarps) {
+            const Relative r = positive_relative(p, s, first + a, shared.value[a]);
+            if (lane_id() == 0) {
+                shared.rs_pos[a] = r.mean;
+                shared.rs_pos_count[a] = r.count;
+            }
+        }
+        __syncthreads();  // the relative similarities are in place
+    }
+    if (warp_id() != 0) return;
+    ReportPart part{};
+    if (inside) {
+        Relative rs_pos{0.0f, 0};
+        if (line.index >= 0) rs_pos = {shared.rs_pos[lane_id()], shared.rs_pos_count[lane_id()]};
+        part = finish_anchor(p, s, own, line, rs_pos);
+    }
+    part = sum_parts(part);
+    if (lane_id() == 0) s.blocks[blockIdx.x] = part;
+}
+
+// Whether this block is the last of `count` to come here. What the others wrote before is then visible to this one.
+__device__ __forceinline__ bool last_to_come(uint32_t* ticket, uint32_t count, bool& shared_flag) {
+    __threadfence();  // this block's results before its ticket
+    __syncthreads();  // of all its threads
+    if (threadIdx.x == 0) shared_flag = atomicAdd(ticket, 1) == count - 1;
+    __syncthreads();  // the answer is in place
+    __threadfence();  // the tickets before the others' results
+    return shared_flag;
+}
+
+// The parts of all blocks, added in ascending order by a fixed assignment to threads.
+__device__ __forceinline__ ReportPart add_blocks(const GoalSide& s, Shared& shared) {
+    ReportPart part{};
+    for (uint32_t b = threadIdx.x; b < gridDim.x; b += kGoalThreads) {
+        const double* d = reinterpret_cast<const double*>(s.blocks + b);
+        const uint32_t* w = reinterpret_cast<const uint32_t*>(d + 4);
+        add_part(part, {__ldcg(d), __ldcg(d + 1), __ldcg(d + 2), __ldcg(d + 3), __ldcg(w), __ldcg(w + 1), __ldcg(w + 2),
+                        __ldcg(w + 3)});
+    }
+    part = sum_parts(part);
+    if (lane_id() == 0) shared.parts[warp_id()] = part;
+    __syncthreads();  // every warp's part is in place
+    ReportPart total{};
+    if (threadIdx.x == 0) {
+        for (uint32_t w = 0; w < kWarps; ++w) add_part(total, shared.parts[w]);
+    }
+    return total;
+}
+
+__device__ __forceinline__ double mean(double sum, uint32_t count) { return count == 0 ? 0.0 : sum / double(count); }
+
+__device__ __forceinline__ void write_report(const GoalParams& p) {
+    // Volatile: the other direction's part was written by another block of this launch.
+    const volatile ReportPart& it = *p.it.total;
+    const volatile ReportPart& ti = *p.ti.total;
+    StepReport& r = *p.report;
+    r.loss = (it.loss + ti.loss) * p.factor;
+    r.log_it = it.log * p.factor;
+    r.log_ti = ti.log * p.factor;
+    r.mean_positive = mean(it.positive, p.n);
+    r.mean_negative_it = mean(it.negative, it.anchors);
+    r.mean_negative_ti = mean(ti.negative, ti.anchors);
+    r.pairs = p.n;
+    r.empty_it = p.n - it.anchors;
+    r.empty_ti = p.n - ti.anchors;
+    r.active_it = it.active;
+    r.active_ti = ti.active;
+    r.zero_x = it.zero;
+    r.zero_y = ti.zero;
+    r.nan_x = it.nan;
+    r.nan_y = ti.nan;
+    r.overflow = 0;  // counted by the kernel that follows
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(kGoalThreads, 1) goal_finalize(const __grid_constant__ GoalParams p) {
+    __shared__ Shared shared;
+    const GoalSide& s = blockIdx.y == 0 ? p.it : p.ti;
+    block_anchors(p, s, shared);
+    if (!last_to_come(p.tickets + blockIdx.y, gridDim.x, shared.last)) return;
+
+    const ReportPart total = add_blocks(s, shared);
+    if (threadIdx.x == 0) *s.total = total;
+    invert(TargetMap{s.index, p.n, p.n}, s.list, s.spare, s.offsets, shared.radix);
+    if (last_to_come(p.tickets + 2, gridDim.y, shared.last) && threadIdx.x == 0) write_report(p);
+}

@@ -1,0 +1,118 @@
+//! Comparison of the parameter blocks' layout between the two compilers. For tests.
+
+use cudarc::driver::{CudaStream, CudaViewMut, DevicePtrMut};
+
+use super::cosine_matrix::CosineMatrixParams;
+use super::gather::{self, GatherParams, GatherSide};
+use super::goal;
+use super::goal_params::{GoalParams, GoalSide, ObjectiveParams, ReportPart};
+use super::kernels::Kernels;
+use super::launch::{launch, params};
+use super::mine::MineParams;
+use super::plan;
+use super::prepare::{self, PrepareParams, PrepareSide};
+use super::ranks::RanksParams;
+use super::row_norms::{NormalizeBackwardParams, RowNormsParams};
+use super::sweep::{MineMergeParams, Select, Stats};
+use super::weighted_grad::{self, InvertParams, InvertSide};
+use crate::error::Result;
+use crate::objective::Objective;
+use crate::outputs::StepReport;
+
+params! {
+    /// Twin of `kernels/params/abi.h`.
+    AbiParams: 16 {
+        out: u64,
+        capacity: u32,
+        pad_: u32,
+    }
+}
+
+/// Every block's layout as this compiler sees it, then the constants, in the order of `kernels/abi.cu`.
+pub fn host_layout() -> Vec<u32> {
+    [
+        AbiParams::LAYOUT,
+        PrepareSide::LAYOUT,
+        PrepareParams::LAYOUT,
+        RowNormsParams::LAYOUT,
+        NormalizeBackwardParams::LAYOUT,
+        InvertSide::LAYOUT,
+        InvertParams::LAYOUT,
+        GatherSide::LAYOUT,
+        GatherParams::LAYOUT,
+        ObjectiveParams::LAYOUT,
+        &step_report(),
+        GoalSide::LAYOUT,
+        GoalParams::LAYOUT,
+        MineParams::LAYOUT,
+        MineMergeParams::LAYOUT,
+        CosineMatrixParams::LAYOUT,
+        RanksParams::LAYOUT,
+        &constants(),
+    ]
+    .concat()
+}
+
+macro_rules! offsets {
+    ($type:ty, $($field:ident),*) => {
+        [size_of::<$type>() as u32, $(std::mem::offset_of!($type, $field) as u32),*]
+    };
+}
+
+fn step_report() -> [u32; 17] {
+    offsets!(
+        StepReport,
+        loss,
+        log_it,
+        log_ti,
+        mean_positive,
+        mean_negative_it,
+        mean_negative_ti,
+        pairs,
+        empty_it,
+        empty_ti,
+        active_it,
+        active_ti,
+        zero_x,
+        zero_y,
+        nan_x,
+        nan_y,
+        overflow
+    )
+}
+
+fn constants() -> Vec<u32> {
+    let mut out = vec![
+        prepare::ROWS_PER_BLOCK as u32,
+        prepare::BLOCK,
+        weighted_grad::INVERT_THREADS,
+        gather::MAX_THREADS as u32,
+        gather::COLUMNS as u32,
+        goal::ANCHORS as u32,
+        goal::THREADS,
+        goal::TICKETS as u32,
+        goal::DETAIL_PLANES as u32,
+        size_of::<ReportPart>() as u32,
+        plan::TILE as u32,
+        plan::TILE_BLOCK,
+        plan::TILE_SHARED_BYTES,
+    ];
+    out.extend([Select::Negatives, Select::Group, Select::Pair].map(|s| s as u32));
+    out.extend([Stats::None, Stats::Second, Stats::Lin, Stats::Sig].map(|s| s as u32));
+    let all = Objective::all();
+    out.extend((0..4).map(|triplet| ObjectiveParams::new(&all[5 * triplet]).triplet));
+    out.extend((0..5).map(|pair| ObjectiveParams::new(&all[pair]).pair));
+    out
+}
+
+/// Enqueues the kernel that writes the device compiler's view of [`host_layout`] to `out`.
+///
+/// # Errors
+/// If the launch is refused.
+pub fn device_layout(kernels: &Kernels, stream: &CudaStream, out: &mut CudaViewMut<'_, u32>) -> Result<()> {
+    let capacity = u32::try_from(out.len()).unwrap_or(u32::MAX);
+    let (ptr, _guard) = out.device_ptr_mut(stream);
+    let params = AbiParams { out: ptr, capacity, pad_: 0 };
+    // SAFETY: the kernel writes at most `capacity` words to `out`, which is borrowed mutably.
+    unsafe { launch(kernels, stream, "abi_layout", (1, 1, 1), 1, 0, &params) }
+}

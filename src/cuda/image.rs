@@ -1,0 +1,108 @@
+//! The device code in this binary: one image per `kernels/<name>.cu`, and what is in it.
+
+use super::plan::TILE_SHARED_BYTES;
+
+/// A kernel of an image.
+pub(crate) struct KernelSpec {
+    /// Its `extern "C"` name.
+    pub name: &'static str,
+    /// The most dynamic shared memory that it is launched with, in bytes. Above 48 KiB the driver wants to know.
+    pub shared_bytes: u32,
+}
+
+/// The device code of one source file.
+pub(crate) struct Image {
+    /// `<name>` of `kernels/<name>.cu`.
+    pub name: &'static str,
+    /// A fat binary: machine code for some architectures, PTX for the others.
+    pub bytes: &'static [u8],
+    pub kernels: &'static [KernelSpec],
+}
+
+#[cfg(has_kernels)]
+macro_rules! image_bytes {
+    ($name:literal) => {
+        include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin"))
+    };
+}
+#[cfg(not(has_kernels))]
+macro_rules! image_bytes {
+    ($name:literal) => {
+        &[]
+    };
+}
+
+/// `image!("file", ["kernel", "kernel with dynamic shared memory" => bytes])`
+macro_rules! image {
+    ($name:literal, [$($kernel:literal $(=> $shared:expr)?),* $(,)?]) => {
+        Image {
+            name: $name,
+            bytes: image_bytes!($name),
+            kernels: &[$(KernelSpec { name: $kernel, shared_bytes: 0 $(+ $shared)? }),*],
+        }
+    };
+}
+
+/// The architectures that `build.rs` compiled for.
+pub(crate) const BUILT_FOR: &str = env!("SIMGRAD_BUILT_ARCHS");
+
+/// Every image. A kernel that is not listed here cannot be launched.
+pub(crate) const IMAGES: &[Image] = &[
+    image!("abi", ["abi_layout"]),
+    image!(
+        "cosine_matrix",
+        [
+            "cosine_matrix_f32" => TILE_SHARED_BYTES,
+            "cosine_matrix_f16" => TILE_SHARED_BYTES,
+            "cosine_matrix_bf16" => TILE_SHARED_BYTES,
+        ]
+    ),
+    image!("goal", ["goal_finalize"]),
+    image!(
+        "mine",
+        [
+            "mine_f32" => TILE_SHARED_BYTES,
+            "mine_f16" => TILE_SHARED_BYTES,
+            "mine_bf16" => TILE_SHARED_BYTES,
+            "mine_stats_f32" => TILE_SHARED_BYTES,
+            "mine_stats_f16" => TILE_SHARED_BYTES,
+            "mine_stats_bf16" => TILE_SHARED_BYTES,
+            "mine_merge",
+        ]
+    ),
+    image!(
+        "ranks",
+        [
+            "ranks_f32" => TILE_SHARED_BYTES,
+            "ranks_f16" => TILE_SHARED_BYTES,
+            "ranks_bf16" => TILE_SHARED_BYTES,
+        ]
+    ),
+    image!(
+        "row_norms",
+        [
+            "row_norms_f32",
+            "row_norms_f16",
+            "row_norms_bf16",
+            "prepare_f32",
+            "prepare_f16",
+            "prepare_bf16",
+            "normalize_backward_f32_f32",
+            "normalize_backward_f16_f16",
+            "normalize_backward_f16_f32",
+            "normalize_backward_bf16_bf16",
+            "normalize_backward_bf16_f32",
+        ]
+    ),
+    image!(
+        "weighted_grad",
+        [
+            "weighted_grad_invert",
+            "weighted_grad_f32_f32",
+            "weighted_grad_f16_f16",
+            "weighted_grad_f16_f32",
+            "weighted_grad_bf16_bf16",
+            "weighted_grad_bf16_f32",
+        ]
+    ),
+];

@@ -1,0 +1,247 @@
+//! One sweep over the tiles of a matrix of similarities that keeps the best candidate of every row and column, and the
+//! merge of what the blocks found.
+
+use cudarc::driver::CudaStream;
+
+use super::descriptor::RawMat;
+use super::kernels::Kernels;
+use super::launch::{launch, params};
+use super::plan::{Splits, TILE_BLOCK, TILE_SHARED_BYTES, tiles};
+use super::prepare::{Operand, by_dtype};
+use super::workspace::{Layout, Region};
+use crate::dtype::DType;
+use crate::error::Result;
+
+/// Threads of a block of `mine_merge`.
+const MERGE_BLOCK: u32 = 256;
+
+params! {
+    /// Twin of the struct in `kernels/params/mine.h`.
+    MineParams: 136 {
+        x: u64,
+        y: u64,
+        inv_x: u64,
+        inv_y: u64,
+        row_groups: u64,
+        col_groups: u64,
+        pmin: u64,
+        pos: u64,
+        row_parts: u64,
+        col_parts: u64,
+        ldx: i64,
+        ldy: i64,
+        n: u32,
+        m: u32,
+        d: u32,
+        row_splits: u32,
+        col_splits: u32,
+        pmin_count: u32,
+        select: u32,
+        stats: u32,
+        eps: f32,
+        beta: f32,
+    }
+}
+
+params! {
+    /// Twin of the struct in `kernels/params/mine.h`.
+    MineMergeParams: 104 {
+        row_parts: u64,
+        col_parts: u64,
+        row_value: u64,
+        row_index: u64,
+        row_second: u64,
+        row_rank: u64,
+        col_value: u64,
+        col_index: u64,
+        col_second: u64,
+        col_rank: u64,
+        n: u32,
+        m: u32,
+        row_splits: u32,
+        col_splits: u32,
+        stats: u32,
+        pad_: u32,
+    }
+}
+
+/// Which candidates a sweep considers; `kSelect*` in `kernels/params/mine.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Select {
+    /// All but the pair and the own group.
+    Negatives = 0,
+    /// The own group.
+    Group = 1,
+    /// The pair alone.
+    Pair = 2,
+}
+
+/// What a sweep collects beside value and index; `kStats*` in `kernels/params/mine.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stats {
+    None = 0,
+    /// The second-best value.
+    Second = 1,
+    /// And over the relative set: count, ties, sum of the differences from the maximum.
+    Lin = 2,
+    /// And over the relative set: count, ties, sum of the exponentials of the differences.
+    Sig = 3,
+}
+
+impl Stats {
+    /// 4-byte words per row or column in the partial results.
+    pub(crate) const fn planes(self) -> usize {
+        match self {
+            Self::None => 2,
+            Self::Second => 3,
+            Self::Lin | Self::Sig => 6,
+        }
+    }
+}
+
+/// Enqueues one sweep over matrices of type `dtype`. At least one of them has a row.
+///
+/// # Safety
+/// Every address in `params` is valid on the stream's device for the extent that `kernels/params/mine.h` states.
+pub(crate) unsafe fn launch_sweep(
+    kernels: &Kernels,
+    stream: &CudaStream,
+    dtype: DType,
+    params: &MineParams,
+) -> Result<()> {
+    let names = if params.stats == Stats::None as u32 {
+        ["mine_f32", "mine_f16", "mine_bf16"]
+    } else {
+        ["mine_stats_f32", "mine_stats_f16", "mine_stats_bf16"]
+    };
+    let grid = if params.select == Select::Pair as u32 {
+        (tiles(params.n.max(params.m) as usize) as u32, 1, 1)
+    } else {
+        (params.col_splits, params.row_splits, 1)
+    };
+    // SAFETY: the kernel takes these parameters, whose addresses are valid by the caller's promise.
+    unsafe { launch(kernels, stream, by_dtype(dtype, names), grid, TILE_BLOCK, TILE_SHARED_BYTES, params) }
+}
+
+/// Where the merged results of one direction go: device addresses, 0 for what is not wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct MergeTo {
+    pub value: u64,
+    pub index: u64,
+    pub second: u64,
+    /// Start value for counting a rank: 0, or -1 without a candidate.
+    pub rank: u64,
+}
+
+/// A sweep followed by a merge: its shape, and its partial results in the workspace.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mining {
+    dtype: DType,
+    n: usize,
+    m: usize,
+    d: usize,
+    splits: Splits,
+    select: Select,
+    stats: Stats,
+    row_parts: Region,
+    col_parts: Region,
+}
+
+impl Mining {
+    /// `stats` is [`Stats::None`] or [`Stats::Second`]: the others need the pairs' smallest similarity.
+    pub(crate) fn plan(layout: &mut Layout, [x, y]: [&RawMat; 2], select: Select, stats: Stats) -> Result<Self> {
+        let splits = match select {
+            Select::Pair => Splits { rows: 1, cols: 1 },
+            _ => Splits::new(x.rows, y.rows),
+        };
+        Ok(Self {
+            dtype: x.dtype,
+            n: x.rows,
+            m: y.rows,
+            d: x.cols,
+            splits,
+            select,
+            stats,
+            row_parts: layout.take::<u32>(&[stats.planes(), splits.cols, x.rows])?,
+            col_parts: layout.take::<u32>(&[stats.planes(), splits.rows, y.rows])?,
+        })
+    }
+
+    fn sweep(&self, base: u64, [x, y]: [Operand; 2], [row_groups, col_groups]: [u64; 2], pos: u64) -> MineParams {
+        MineParams {
+            x: x.ptr,
+            y: y.ptr,
+            inv_x: x.inv,
+            inv_y: y.inv,
+            row_groups,
+            col_groups,
+            pmin: 0,
+            pos,
+            row_parts: self.row_parts.at(base),
+            col_parts: self.col_parts.at(base),
+            ldx: x.row_stride as i64,
+            ldy: y.row_stride as i64,
+            n: self.n as u32,
+            m: self.m as u32,
+            d: self.d as u32,
+            row_splits: self.splits.rows as u32,
+            col_splits: self.splits.cols as u32,
+            pmin_count: 0,
+            select: self.select as u32,
+            stats: self.stats as u32,
+            eps: 0.0,
+            beta: 0.0,
+        }
+    }
+
+    fn merge(&self, base: u64, rows: MergeTo, cols: MergeTo) -> MineMergeParams {
+        MineMergeParams {
+            row_parts: self.row_parts.at(base),
+            col_parts: self.col_parts.at(base),
+            row_value: rows.value,
+            row_index: rows.index,
+            row_second: rows.second,
+            row_rank: rows.rank,
+            col_value: cols.value,
+            col_index: cols.index,
+            col_second: cols.second,
+            col_rank: cols.rank,
+            n: self.n as u32,
+            m: self.m as u32,
+            row_splits: self.splits.rows as u32,
+            col_splits: self.splits.cols as u32,
+            stats: self.stats as u32,
+            pad_: 0,
+        }
+    }
+
+    /// Enqueues the sweep and the merge; `groups` and `pos` are device addresses or 0. Does nothing without a row.
+    ///
+    /// # Safety
+    /// The operands, groups, `pos` and outputs are valid on the stream's device for the plan's extents, and `base` is a
+    /// workspace of the layout's size.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) unsafe fn launch(
+        &self,
+        kernels: &Kernels,
+        stream: &CudaStream,
+        base: u64,
+        operands: [Operand; 2],
+        groups: [u64; 2],
+        pos: u64,
+        [rows, cols]: [MergeTo; 2],
+    ) -> Result<()> {
+        if self.n == 0 && self.m == 0 {
+            return Ok(());
+        }
+        let sweep = self.sweep(base, operands, groups, pos);
+        // Two extents of less than 2^31 make less than 2^24 blocks.
+        let blocks = (self.n + self.m).div_ceil(MERGE_BLOCK as usize) as u32;
+        let merge = self.merge(base, rows, cols);
+        // SAFETY: all addresses are valid for the plan's extents, by the caller's promise.
+        unsafe {
+            launch_sweep(kernels, stream, self.dtype, &sweep)?;
+            launch(kernels, stream, "mine_merge", (blocks, 1, 1), MERGE_BLOCK, 0, &merge)
+        }
+    }
+}
