@@ -148,7 +148,7 @@ where
     let mut grad_y = grad_x.clone();
     let (dx, dy) = (MatMut::new(&mut grad_x, n, d)?, MatMut::new(&mut grad_y, n, d)?);
     let (report, detail) = chosen.backend.goal_step_detail(x, y, objective, options, dx, dy)?;
-    let (launches, workspace_bytes) = device_work::<T>(&chosen.backend, n, d, options)?;
+    let (launches, workspace_bytes) = device_work(&chosen.backend, n, d, options)?;
     Ok(Anatomy {
         backend: chosen.backend.name(),
         reason: chosen.reason.clone(),
@@ -167,7 +167,7 @@ where
 }
 
 /// Launches and workspace of a step of this shape; both 0 where there is no device.
-fn device_work<T: Element>(
+fn device_work(
     _backend: &Backend,
     _n: usize,
     _d: usize,

@@ -4,6 +4,7 @@ pub mod code;
 pub mod paired;
 pub mod precomp;
 mod text;
+mod words;
 
 use std::ops::Range;
 

@@ -1,41 +1,16 @@
 //! Hashed TF-IDF of split identifiers.
 
+use super::words::for_each_word;
 use super::{Block, Features};
 
 /// Columns of hashed text features.
 pub const WIDTH: usize = 1024;
 
-/// One bucket per word of the text: identifiers are split at underscores and at changes of case, and lower-cased.
+/// One bucket per word of the text.
 pub fn buckets(text: &str, width: usize) -> Vec<u32> {
     let mut out = Vec::new();
     for_each_word(text, |word| out.push((fnv1a(word.as_bytes()) % width as u64) as u32));
     out
-}
-
-fn for_each_word(text: &str, mut emit: impl FnMut(&str)) {
-    let mut word = String::new();
-    let mut flush = |word: &mut String| {
-        // A single character says nothing.
-        if word.chars().nth(1).is_some() {
-            emit(word);
-        }
-        word.clear();
-    };
-    let chars: Vec<char> = text.chars().collect();
-    for (i, &c) in chars.iter().enumerate() {
-        if !c.is_alphanumeric() {
-            flush(&mut word);
-            continue;
-        }
-        let previous = i.checked_sub(1).map_or(' ', |p| chars[p]);
-        let next_is_lower = chars.get(i + 1).is_some_and(|n| n.is_lowercase());
-        // `fooBar` splits before B, `HTTPServer` before S.
-        if c.is_uppercase() && (!previous.is_uppercase() || next_is_lower) {
-            flush(&mut word);
-        }
-        word.extend(c.to_lowercase());
-    }
-    flush(&mut word);
 }
 
 /// The hash that decides the bucket; the same for both modalities.

@@ -25,7 +25,8 @@ pub fn documented(source: &str) -> Vec<Function> {
     while at < tokens.len() {
         match tokens[at].kind {
             Kind::Doc => {
-                doc.extend(source[tokens[at].span.clone()].lines());
+                // Not `lines`, to which an empty line is none at all.
+                doc.extend(source[tokens[at].span.clone()].split('\n'));
                 at += 1;
             }
             // An attribute between documentation and function keeps the documentation.
