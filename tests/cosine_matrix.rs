@@ -198,3 +198,31 @@ fn empty_shapes() {
         }
     });
 }
+
+/// Nothing follows one row or one matrix, so their strides may be anything, also smaller than they are.
+#[test]
+fn strides_of_a_single_row_or_matrix_do_not_matter() {
+    on_every_backend(|backend| {
+        let data: Vec<f32> = pair(Kind::Sphere, 1, 3, 1, 8).0.iter().map(|v| *v as f32).collect();
+        let run = |n: usize, stride: usize, batch_stride: usize| {
+            let x = BatchRef::with_strides(&data, 1, n, 8, 8, 0).expect("x");
+            let y = BatchRef::with_strides(&data, 1, 3, 8, 8, 1).expect("y");
+            let mut out = vec![poison::<f32>(); n * 3];
+            let view = BatchMut::with_strides(&mut out, 1, n, 3, stride, batch_stride).expect("out");
+            backend.cosine_matrix(x, y, &CosineOptions::default(), view).expect("cosine_matrix");
+            out
+        };
+        let all = run(3, 3, 9);
+        assert!(all.iter().all(|v| v.is_finite()));
+        for batch_stride in [0, 1, 5, usize::MAX] {
+            assert_eq!(run(3, 3, batch_stride), all, "{} batch stride {batch_stride}", backend.name());
+            for stride in [0, 1, usize::MAX] {
+                assert_eq!(run(1, stride, batch_stride)[..], all[..3], "{} stride {stride}", backend.name());
+            }
+        }
+        let mut nothing = [0f32; 0];
+        let none = BatchMut::with_strides(&mut nothing, 0, 3, 3, 3, 0).expect("out");
+        let x = BatchRef::with_strides(&data, 0, 3, 8, 8, 0).expect("x");
+        backend.cosine_matrix(x, x, &CosineOptions::default(), none).expect("no matrix");
+    });
+}

@@ -148,7 +148,6 @@ fn mining_can_be_captured(kernels: &Kernels, stream: &Arc<CudaStream>, x: &Devic
     let graph = capture(stream, || mine(kernels, stream, x, y, &options, &mut out, &mut work.view_mut()).unwrap());
     assert_eq!(kernel_nodes(&graph), 3);
     graph.launch().unwrap();
-    drop(out);
     assert!(row_index.read(stream, "row_index").iter().all(|&i| (0..m as i32).contains(&i)));
 
     let (mut rows, mut cols) = (ints(n), ints(m));

@@ -54,7 +54,7 @@ fn child_steps_and_retries() {
     if !is_child("child_steps_and_retries") {
         return;
     }
-    // Every attempt either works or says that memory is out, changes nothing then, and the next one works.
+    // Every attempt either works, or says that memory is out and changes nothing, and then the next one works.
     let mut failures = 0;
     let cuda = loop {
         match Cuda::new(0) {
@@ -63,7 +63,7 @@ fn child_steps_and_retries() {
             Err(other) => panic!("Cuda::new: {other:?}"),
         }
     };
-    let good = loop {
+    let mut attempt = || loop {
         match host_step(&cuda) {
             (Ok(report), gradient) => break (report, gradient),
             (Err(Error::OutOfMemory { op: "goal_step", wanted }), untouched) if failures < 2 => {
@@ -74,8 +74,7 @@ fn child_steps_and_retries() {
             (Err(other), _) => panic!("goal_step: {other:?}"),
         }
     };
-    let again = host_step(&cuda);
-    assert_eq!((good.0, good.1), (again.0.unwrap(), again.1));
+    assert_eq!(attempt(), attempt());
     drop(cuda);
     say(&format!("failures: {failures}"));
 }
@@ -97,7 +96,7 @@ fn every_failing_allocation_is_an_error_that_leaks_nothing_and_can_be_retried() 
         failed += 1;
         assert!(k < 100, "no end of allocations");
     }
-    // Two calls of a step, of which only the first can fail before it is retried.
+    // Those of two steps.
     assert!(failed >= 10, "only {failed} allocations failed");
 }
 
@@ -182,7 +181,7 @@ fn what_keeps_cuda_from_being_used_has_its_own_error() {
     ] {
         let text = opening(&[("GPUEMU_FAIL", Some(rule)), ("GPUEMU_LEAKS", Some("1"))]);
         assert!(text.contains(&format!("error: {error}")), "{rule}:\n{text}");
-        assert!(text.contains("leaks: none"), "{rule}:\n{text}");
+        assert!(!text.contains("finding(s) at exit"), "{rule}:\n{text}");
     }
     let hidden = opening(&[("GPUEMU_DEVICES", Some("0"))]);
     assert!(hidden.contains("error: DeviceNotFound { ordinal: 0, available: 0 }"), "{hidden}");

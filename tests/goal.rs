@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::check::{equal, not_all_zero};
+use common::check::{bound, equal, not_all_zero};
 use common::data::{Kind, LAYOUTS, Layout, Matrix, ODD, TIGHT, WIDE};
 use common::goal::{Case, Shape, counters};
 use common::{for_each_gradient, full, is_cuda, on_every_backend};
@@ -174,7 +174,7 @@ fn accumulate_cell<T: Element, G: GradientOf<T>>(backend: &Backend, objective: O
         let name = format!("{} accumulated {name} {} {objective}", backend.name(), T::DTYPE);
         let sum: Vec<f64> = old.values().iter().zip(&gradient).map(|(a, b)| a + b).collect();
         let largest = gradient.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
-        let slack = 2e3 * common::check::bound::<T>() * largest;
+        let slack = 2e3 * bound::<T>() * largest;
         common::check::close(&name, &got.written(&name), &sum, |at| {
             slack + 1.01 * common::check::rounding::<G>() * sum[at].abs()
         });
@@ -227,16 +227,21 @@ fn groups_cell<T: Element, G: GradientOf<T>>(backend: &Backend, objective: Objec
     assert_eq!((same.report.empty_it, same.report.empty_ti), (n as u32, n as u32));
     assert!(same.dx.written("dx").iter().chain(&same.dy.written("dy")).all(|&v| v == 0.0), "{objective}");
 
-    // Row 0 shares its id with every column but not the other way round: columns keep candidates.
-    let mut rows: Vec<i64> = (100..100 + n as i64).collect();
-    rows[0] = 5;
-    case.groups = Some((rows, vec![5; n]));
+    // Row 0 shares its id with every column but not the other way round: the columns keep candidates.
+    let mut ids: Vec<i64> = (100..100 + n as i64).collect();
+    ids[0] = 5;
     let mut one = case;
     one.objective = Objective::new(one.objective.triplet(), PairWeight::Con).expect("valid");
-    let got = one.run::<G>(backend, TIGHT);
-    assert_eq!((got.report.empty_it, got.report.empty_ti), (1, 0));
-    assert_eq!(got.detail.it.neg_index[0], NONE);
-    assert!(got.detail.ti.neg_index.iter().all(|&i| i > 0));
+    for flip in [false, true] {
+        one.groups = Some(if flip { (vec![5; n], ids.clone()) } else { (ids.clone(), vec![5; n]) });
+        let (got, want) = (one.run::<G>(backend, TIGHT), one.reference().report);
+        assert_eq!((got.report.empty_it, got.report.empty_ti), if flip { (0, 1) } else { (1, 0) });
+        let (alone, others) = if flip { (got.detail.ti, got.detail.it) } else { (got.detail.it, got.detail.ti) };
+        assert_eq!(alone.neg_index[0], NONE);
+        assert!(others.neg_index.iter().all(|&i| i > 0));
+        let sums = |r: &simgrad::StepReport| [r.log_it, r.log_ti, r.mean_negative_it, r.mean_negative_ti];
+        common::check::close("report", &sums(&got.report), &sums(&want), |_| 2.0 * n as f64 * bound::<T>());
+    }
 }
 
 #[test]
@@ -258,6 +263,24 @@ fn an_empty_batch_reports_zeros() {
             assert_eq!(got.report, simgrad::StepReport::default());
             got.dx.written("dx");
             assert!(got.detail.positive.is_empty() && got.detail.it.neg_index.is_empty());
+        }
+    });
+}
+
+#[test]
+fn the_stride_of_a_single_row_does_not_matter() {
+    use simgrad::{MatMut, MatRef, StepOptions};
+    on_every_backend(|backend| {
+        let (x, y) = ([1f32, 2.0, -1.0], [0.5f32, 0.0, 3.0]);
+        for stride in [0, 1, 3, usize::MAX] {
+            let (mut dx, mut dy) = ([f32::NAN; 3], [f32::NAN; 3]);
+            let view = |m| MatRef::with_stride(m, 1, 3, stride).expect("a row");
+            let (a, b) = (MatMut::with_stride(&mut dx, 1, 3, stride), MatMut::with_stride(&mut dy, 1, 3, stride));
+            let objective: Objective = "nca-con".parse().expect("a name");
+            let options = StepOptions::default();
+            let got = backend.goal_step(view(&x), view(&y), &objective, &options, a.expect("dx"), b.expect("dy"));
+            assert_eq!(got.expect("goal_step").empty_it, 1);
+            assert_eq!((dx, dy), ([0.0; 3], [0.0; 3]), "{} stride {stride}", backend.name());
         }
     });
 }

@@ -84,7 +84,8 @@ fn range_cell<T: Element>(backend: &Backend, exponents: &[i32]) {
     let d = 37;
     let base: Vec<f64> = pair(Kind::Integers, 8, 1, 1, d).0.iter().map(|v| v + 0.5).collect();
     let rows = exponents.len();
-    let values: Vec<f64> = exponents.iter().flat_map(|e| base.iter().map(move |v| v * 2f64.powf(f64::from(*e)))).collect();
+    let values: Vec<f64> =
+        exponents.iter().flat_map(|e| base.iter().map(move |v| v * 2f64.powf(f64::from(*e)))).collect();
     let x = Matrix::<T>::new(&values, rows, d, TIGHT);
     let plain = Matrix::<T>::new(&base, 1, d, TIGHT);
     let mut norms = vec![poison::<T::Acc>(); rows];

@@ -148,7 +148,7 @@ where
     let mut grad_y = grad_x.clone();
     let (dx, dy) = (MatMut::new(&mut grad_x, n, d)?, MatMut::new(&mut grad_y, n, d)?);
     let (report, detail) = chosen.backend.goal_step_detail(x, y, objective, options, dx, dy)?;
-    let (launches, workspace_bytes) = device_work(&chosen.backend, n, d, options)?;
+    let (launches, workspace_bytes) = device_work::<T>(&chosen.backend, (n, d), objective, options.normalization)?;
     Ok(Anatomy {
         backend: chosen.backend.name(),
         reason: chosen.reason.clone(),
@@ -166,13 +166,26 @@ where
     })
 }
 
-/// Launches and workspace of a step of this shape; both 0 where there is no device.
-fn device_work(
-    _backend: &Backend,
-    _n: usize,
-    _d: usize,
-    _options: &StepOptions<'_>,
+/// Launches and workspace of the step; both 0 where there is no device.
+#[cfg(feature = "cuda")]
+fn device_work<T: Element>(
+    backend: &Backend,
+    (n, d): (usize, usize),
+    objective: &Objective,
+    normalization: Normalization,
 ) -> Outcome<(u64, u64)> {
+    use simgrad::cuda::{GOAL_STEP_LAUNCHES, goal_step_workspace_bytes};
+    if !matches!(backend, Backend::Cuda(_)) {
+        return Ok((0, 0));
+    }
+    let bytes = goal_step_workspace_bytes(n, d, T::DTYPE, objective, normalization, true)?;
+    Ok((u64::from(GOAL_STEP_LAUNCHES), bytes as u64))
+}
+
+/// Without CUDA there is no device to launch on.
+#[cfg(not(feature = "cuda"))]
+#[allow(clippy::extra_unused_type_parameters, clippy::unnecessary_wraps)]
+fn device_work<T: Element>(_: &Backend, _: (usize, usize), _: &Objective, _: Normalization) -> Outcome<(u64, u64)> {
     Ok((0, 0))
 }
 

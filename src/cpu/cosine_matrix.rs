@@ -51,7 +51,8 @@ pub fn cosine_matrix<T: Element, O: Element<Acc = T::Acc>>(
     /// Multiply-adds above which one matrix keeps all threads busy by itself.
     const LARGE: usize = 1 << 24;
     let one = n.saturating_mul(m).saturating_mul(d);
-    let (stride, ld) = (out.batch_stride().max(1), out.row_stride());
+    // The stride of a batch of one may be anything, that of an empty one too.
+    let (stride, ld) = (if batch > 1 { out.batch_stride() } else { usize::MAX }, out.row_stride());
     let items = out.into_data().chunks_mut(stride).take(batch).enumerate();
     if one >= LARGE || batch == 1 {
         for (b, data) in items {
@@ -97,7 +98,8 @@ fn similarities<T: Element, O: Element<Acc = T::Acc>>(
 
 /// Cuts the rows of `out` at the edges of `pieces`, which come row by row.
 fn out_pieces<O>(out: MatMut<'_, O>, pieces: Vec<Piece>) -> Vec<OutPiece<'_, O>> {
-    let (stride, cols) = (out.row_stride().max(1), out.cols());
+    // Likewise the stride of one row.
+    let (stride, cols) = (if out.rows() > 1 { out.row_stride() } else { usize::MAX }, out.cols());
     let mut rows = out.into_data().chunks_mut(stride);
     let mut result: Vec<OutPiece<'_, O>> = Vec::with_capacity(pieces.len());
     let mut pieces = pieces.into_iter().peekable();

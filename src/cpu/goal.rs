@@ -325,7 +325,7 @@ pub fn goal_step_detail<T: Element, G: GradientOf<T>>(
     dx: MatMut<'_, G>,
     dy: MatMut<'_, G>,
 ) -> Result<(StepReport, StepDetail<T::Acc>)> {
-    let (report, weighed) = step("goal_step_detail", cpu, x, y, objective, options, dx, dy, true)?;
+    let (report, weighed) = step("goal_step", cpu, x, y, objective, options, dx, dy, true)?;
     let Weighed { found, it, ti, .. } = weighed;
     let detail = StepDetail { positive: found.positive, it: detail(found.rows, &it), ti: detail(found.cols, &ti) };
     Ok((report, detail))

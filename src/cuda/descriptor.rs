@@ -205,8 +205,8 @@ pub(crate) type Named = (&'static str, Extent);
 /// Refuses outputs that share memory with each other or with an input. Inputs may share memory among themselves.
 pub(crate) fn check_disjoint(op: &'static str, outputs: &[Named], inputs: &[Named]) -> Result<()> {
     for (i, (arg, extent)) in outputs.iter().enumerate() {
-        let others = inputs.iter().chain(&outputs[..i]);
-        if let Some((other, _)) = others.filter(|(_, o)| extent.overlaps(o)).next() {
+        let mut others = inputs.iter().chain(&outputs[..i]);
+        if let Some((other, _)) = others.find(|(_, o)| extent.overlaps(o)) {
             return Err(Error::Overlap { op, arg, other });
         }
     }

@@ -166,6 +166,9 @@ impl Plan {
     }
 }
 
+/// Kernels that one [`goal_step`] or [`goal_step_detail`] enqueues.
+pub const GOAL_STEP_LAUNCHES: u32 = 4;
+
 /// Bytes of workspace that [`goal_step`] needs for `n` pairs of `d` features of type `dtype`, whatever the alignment of the
 /// operands; with `detail`, [`goal_step_detail`]. Host arithmetic only. `O(n)` beside the padded or converted operands.
 ///

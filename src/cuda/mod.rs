@@ -38,7 +38,9 @@ mod workspace;
 
 pub use cosine_matrix::{cosine_matrix, cosine_matrix_workspace_bytes};
 pub use descriptor::{RawBatch, RawBuf, RawMat};
-pub use goal::{DeviceGroups, DeviceStepOptions, goal_step, goal_step_detail, goal_step_workspace_bytes};
+pub use goal::{
+    DeviceGroups, DeviceStepOptions, GOAL_STEP_LAUNCHES, goal_step, goal_step_detail, goal_step_workspace_bytes,
+};
 pub use goal_detail::{goal_detail_from_words, goal_detail_len};
 pub use kernels::Kernels;
 pub use mine::{DeviceHardest, DeviceMineOptions, DeviceMined, mine, mine_workspace_bytes};

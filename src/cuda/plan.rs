@@ -57,7 +57,7 @@ mod tests {
     fn every_part_has_a_tile_and_no_part_has_two_more_than_another() {
         for tiles in 1..2000 {
             let parts = parts(tiles * TILE);
-            assert!(parts >= 1 && parts <= MAX_SPLITS && parts <= tiles);
+            assert!((1..=MAX_SPLITS.min(tiles)).contains(&parts));
             let sizes = (0..parts).map(|p| tiles * (p + 1) / parts - tiles * p / parts);
             let (low, high) = (sizes.clone().min().unwrap(), sizes.max().unwrap());
             assert!(low >= 1 && high - low <= 1, "{tiles} tiles, {parts} parts");

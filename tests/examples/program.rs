@@ -15,33 +15,32 @@ pub fn folder(name: &str) -> PathBuf {
     path
 }
 
-/// The built example of this name. `cargo test` builds the examples; `cargo test --test examples` does not, so that they
-/// may have to be built here.
+/// The built example of this name, from the sources as they are.
 fn executable(name: &str) -> PathBuf {
     static BUILT: Once = Once::new();
     let test = std::env::current_exe().expect("the path of this test");
     // target/PROFILE/deps/examples-HASH
     let profile = test.ancestors().nth(2).expect("a profile's folder");
+    BUILT.call_once(|| build(profile));
     let path = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    BUILT.call_once(|| {
-        if !path.exists() {
-            build(profile);
-        }
-    });
     assert!(path.exists(), "{} is not built", path.display());
     path
 }
 
+/// `cargo test` has built the examples, and then this takes no time; `cargo test --test examples` has not, and what lies
+/// there may be stale.
 fn build(profile: &Path) {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--locked", "--examples"]);
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--locked", "--offline"]);
+    cargo.args(["--example", "inspect", "--example", "train_retrieval"]);
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
     if !cfg!(feature = "cuda") {
         cargo.arg("--no-default-features");
     }
-    assert!(cargo.status().expect("cargo").success(), "the examples do not build");
+    let output = cargo.output().expect("cargo starts");
+    assert!(output.status.success(), "the examples do not build: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// What a run left behind.
