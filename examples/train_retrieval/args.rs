@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub precomp: Option<PathBuf>,
     /// TRIPLET-PAIR (con, hinge, nca, cir; con, lin, sig, lin_ms, sig_ms), or `all` for every combination
-    #[arg(long, default_value = "con-sig_ms")]
+    #[arg(long, default_value = "nca-sig")]
     pub objective: String,
     #[command(flatten)]
     pub parameters: Parameters,
