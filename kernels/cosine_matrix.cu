@@ -136,7 +136,7 @@ __device__ __forceinline__ void cosine_matrix_body(const CosineMatrixParams& p) 
 }
 
 #define COSINE_MATRIX(SUFFIX, T)                                           \
-    extern "C" __global__ void __launch_bounds__(kTileThreads, kTileBlocks) \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, kTileBlocksOf<T>) \
         cosine_matrix_##SUFFIX(const __grid_constant__ CosineMatrixParams p) { \
         cosine_matrix_body<T>(p);                                          \
     }
