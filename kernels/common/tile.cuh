@@ -8,7 +8,7 @@
 //         architecture from sm_80 on can give to one block. The 16-byte chunk c of row r lies at chunk c ^ (r & 7): eight
 //         rows read at one k, and eight chunks written to one row, both fall on eight different groups of banks.
 // Loads   cp.async of 16 bytes, 8 lanes on 128 consecutive bytes. Rows >= n and elements >= d arrive as zeros, so every
-//         element is one chain over all of k whatever the tile's position: S[i, j] has the same bits in every kernel.
+//         element is summed in one order over k whatever the tile's position: S[i, j] has the same bits in every kernel.
 // Order   the k-steps of all tiles of a block form one sequence; while an epilogue runs, two steps of the next tile fly.
 #pragma once
 #include <stdint.h>
