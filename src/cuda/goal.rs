@@ -19,6 +19,9 @@ use crate::outputs::StepReport;
 /// Threads of a block of `goal_finalize`; `kGoalThreads` in `kernels/params/goal.h`.
 pub(crate) const THREADS: u32 = 512;
 
+/// Kernels that one [`goal_step`] or [`goal_step_detail`] enqueues.
+pub const GOAL_STEP_LAUNCHES: u32 = 4;
+
 /// As [`goal_step`], on plain pointers.
 ///
 /// # Errors

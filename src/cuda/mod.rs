@@ -43,7 +43,7 @@ mod workspace;
 
 pub use cosine_matrix::{cosine_matrix, cosine_matrix_workspace_bytes};
 pub use descriptor::{RawBatch, RawBuf, RawMat};
-pub use goal::{DeviceGroups, DeviceStepOptions, goal_step, goal_step_detail};
+pub use goal::{DeviceGroups, DeviceStepOptions, GOAL_STEP_LAUNCHES, goal_step, goal_step_detail};
 pub use goal_detail::{goal_detail_from_words, goal_detail_len};
 pub use goal_plan::goal_step_workspace_bytes;
 pub use kernels::Kernels;

@@ -1,7 +1,7 @@
 //! Whether CUDA can be used in this process, found out without a panic.
 //!
 //! cudarc loads the driver library at its first call and panics when there is none, or when a function is missing from
-//! it. Nothing in this crate calls cudarc before [`require_driver`] has said yes.
+//! it. Nothing in this crate calls cudarc before `require_driver` has said yes.
 
 use std::sync::{Arc, OnceLock};
 

@@ -1,0 +1,172 @@
+//! What the kernels of mining and of a GOAL step do to memory and to the tensor cores, counted by a driver that counts.
+//!
+//! The counts do not depend on the machine. `cargo test --test cuda_counters -- --nocapture` prints the table that
+//! docs/kernels.md shows.
+#![cfg(feature = "cuda")]
+
+mod cuda_support;
+
+use std::fs;
+use std::path::PathBuf;
+
+use cuda_support::{child, device, emulated, gpu_required, is_child, numbers, say};
+use half::bf16;
+use serde_json::Value;
+use simgrad::cuda::host::{self, Cuda};
+use simgrad::{MatMut, MatRef, MineOptions, Objective, StepOptions};
+
+const N: usize = 1024;
+const D: usize = 512;
+/// Most row or column splits of the sweep; the tiles of this shape are fewer.
+const SPLITS: u64 = N as u64 / 128;
+
+#[test]
+fn child_mines() {
+    if !is_child("child_mines") {
+        return;
+    }
+    let cuda = Cuda::new(0).unwrap();
+    let (x, y) = (numbers::<bf16>(N * D, 1), numbers::<bf16>(N * D, 2));
+    let (x, y) = (MatRef::new(&x, N, D).unwrap(), MatRef::new(&y, N, D).unwrap());
+    let mined = host::mine(&cuda, x, y, &MineOptions::default()).unwrap();
+    assert!(mined.rows.index.iter().chain(&mined.cols.index).all(|&i| i >= 0));
+}
+
+fn child_steps(objective: &str) {
+    let cuda = Cuda::new(0).unwrap();
+    let (x, y) = (numbers::<bf16>(N * D, 1), numbers::<bf16>(N * D, 2));
+    let (x, y) = (MatRef::new(&x, N, D).unwrap(), MatRef::new(&y, N, D).unwrap());
+    let (mut dx, mut dy) = (vec![0.0f32; N * D], vec![0.0f32; N * D]);
+    let objective: Objective = objective.parse().unwrap();
+    let (dx, dy) = (MatMut::new(&mut dx, N, D).unwrap(), MatMut::new(&mut dy, N, D).unwrap());
+    host::goal_step(&cuda, x, y, &objective, &StepOptions::default(), dx, dy).unwrap();
+}
+
+#[test]
+fn child_steps_hinge_con() {
+    if is_child("child_steps_hinge_con") {
+        child_steps("hinge-con");
+    }
+}
+
+#[test]
+fn child_steps_nca_sig_ms() {
+    if is_child("child_steps_nca_sig_ms") {
+        child_steps("nca-sig_ms");
+    }
+}
+
+/// Counters of one launch.
+struct Launch(Value);
+
+impl Launch {
+    fn kernel(&self) -> &str {
+        self.0["kernel"].as_str().expect("a kernel name")
+    }
+
+    fn count(&self, name: &str) -> u64 {
+        self.0["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name}"))
+    }
+
+    fn ratio(&self, name: &str) -> f64 {
+        self.0["counters"][name].as_f64().unwrap_or_else(|| panic!("no ratio {name}"))
+    }
+
+    fn row(&self) -> String {
+        format!(
+            "| {} | {} | {} | {} | {:.2} | {:.2} | {:.2} | {} |",
+            self.kernel(),
+            self.0["grid"].as_array().map_or(0, |g| g.iter().filter_map(Value::as_u64).product::<u64>()),
+            self.count("global_unique_bytes_read"),
+            self.count("global_unique_bytes_written"),
+            self.ratio("global_load_efficiency"),
+            self.ratio("shared_load_conflict_ratio"),
+            self.ratio("shared_store_conflict_ratio"),
+            self.count("tensor_flop_bf16"),
+        )
+    }
+}
+
+/// Runs one test of this file in a process of its own and returns the counters of its launches.
+fn launches(test: &str) -> Vec<Launch> {
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.counters"));
+    let _ = fs::remove_file(&file);
+    let vars = [
+        ("GPUEMU_COUNTERS", file.to_str()),
+        ("GPUEMU_CC", Some("8.0")),
+        // One thread makes the counts of atomics and spins repeatable; the checks are other tests' business.
+        ("GPUEMU_THREADS", Some("1")),
+        ("GPUEMU_CHECK", Some("mem")),
+    ];
+    child(test, &vars).expect("test result: ok");
+    let text = fs::read_to_string(&file).expect("a file of counters");
+    text.lines().map(|line| Launch(serde_json::from_str(line).expect("a line of counters"))).collect()
+}
+
+/// Whether there are counters here; says so if not.
+fn counted() -> bool {
+    if device().is_none() {
+        return false;
+    }
+    let yes = emulated("child_steps_hinge_con");
+    if !yes {
+        assert!(!gpu_required() || std::env::var_os("GPUEMU_CHECK").is_none(), "the driver does not count");
+        say("note: this driver does not count, the tests of counters are skipped");
+    }
+    yes
+}
+
+fn print(title: &str, launches: &[Launch]) {
+    let rows: Vec<String> = launches.iter().map(Launch::row).collect();
+    say(&format!(
+        "\n{title}, n = m = {N}, d = {D}, bf16, compute capability 8.0\n\n\
+         | kernel | blocks | unique bytes read | unique bytes written | load efficiency | shared load conflicts | \
+         shared store conflicts | tensor flop |\n| --- | --: | --: | --: | --: | --: | --: | --: |\n{}",
+        rows.join("\n")
+    ));
+}
+
+#[test]
+fn mining_writes_no_matrix_and_multiplies_once() {
+    if !counted() {
+        return;
+    }
+    let launches = launches("child_mines");
+    print("mine", &launches);
+    let sweep = launches.iter().find(|l| l.kernel() == "mine_bf16").expect("a sweep");
+    // Value and index of every row and column, once per split, and the pairs' similarities.
+    let results = 2 * N as u64 * SPLITS * 8 + N as u64 * 4;
+    let written = sweep.count("global_unique_bytes_written");
+    assert!(written <= results, "{written} bytes written, the results are {results}");
+    assert!(written < (N * N) as u64, "{written} bytes written");
+    assert!(sweep.ratio("global_load_efficiency") >= 0.9);
+    assert!(sweep.ratio("shared_load_conflict_ratio") <= 1.1);
+    assert!(sweep.ratio("shared_store_conflict_ratio") <= 1.1);
+    assert_eq!((sweep.count("inst_load_local"), sweep.count("inst_store_local")), (0, 0));
+    let product = 2.0 * (N * N * D) as f64;
+    let flop = sweep.count("tensor_flop_bf16") as f64;
+    assert!((product..=1.05 * product).contains(&flop), "{flop} tensor operations, the product has {product}");
+}
+
+#[test]
+fn a_step_is_four_launches_without_local_memory() {
+    if !counted() {
+        return;
+    }
+    for (test, title) in
+        [("child_steps_hinge_con", "goal_step, hinge-con"), ("child_steps_nca_sig_ms", "goal_step, nca-sig_ms")]
+    {
+        let launches = launches(test);
+        print(title, &launches);
+        assert_eq!(launches.len(), 4, "{title}");
+        for launch in &launches {
+            let local = launch.count("inst_load_local") + launch.count("inst_store_local");
+            assert_eq!(local, 0, "local memory in {}", launch.kernel());
+            // The sort in goal_finalize places entries by their digits: its conflicts depend on the data.
+            if launch.kernel() != "goal_finalize" {
+                assert!(launch.ratio("shared_load_conflict_ratio") <= 1.1, "{}", launch.kernel());
+                assert!(launch.ratio("shared_store_conflict_ratio") <= 1.1, "{}", launch.kernel());
+            }
+        }
+    }
+}

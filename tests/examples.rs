@@ -1,0 +1,13 @@
+//! The example programs from the outside: what they print, write and refuse.
+
+#[path = "examples/arrays.rs"]
+mod arrays;
+#[path = "examples/code.rs"]
+mod code;
+mod common;
+#[path = "examples/inspect.rs"]
+mod inspect;
+#[path = "examples/program.rs"]
+mod program;
+#[path = "examples/train.rs"]
+mod train;
