@@ -137,6 +137,7 @@ __device__ __forceinline__ void put_constants(Writer& w) {
     w.put(kGatherColumns);
     w.put(kGoalAnchors);
     w.put(kGoalThreads);
+    w.put(kGoalSplits);
     w.put(kGoalTickets);
     w.put(kDetailPlanes);
     w.put(sizeof(ReportPart));

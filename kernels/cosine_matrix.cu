@@ -10,7 +10,7 @@
 //         8 tile rows, so that the tiles in flight at one time share their operands in L2.
 // Launch  grid <= number of tiles, block = 256, 98,304 bytes of dynamic shared memory. The grid does not affect the bits.
 // Bound   tensor cores (f32: FMA), 2 n m d, or the store of n m elements (f32 output: below d of about 370).
-// Order   one chain over k per element, whatever the grid, the batch and the position.
+// Order   one order over k per element, whatever the grid, the batch and the position.
 // Needs   sm_80.
 #include "common/epilogue.cuh"
 #include "params/cosine_matrix.h"
@@ -136,7 +136,7 @@ __device__ __forceinline__ void cosine_matrix_body(const CosineMatrixParams& p) 
 }
 
 #define COSINE_MATRIX(SUFFIX, T)                                           \
-    extern "C" __global__ void __launch_bounds__(kTileThreads, kTileBlocks) \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, kTileBlocksOf<T>) \
         cosine_matrix_##SUFFIX(const __grid_constant__ CosineMatrixParams p) { \
         cosine_matrix_body<T>(p);                                          \
     }

@@ -9,11 +9,11 @@
 //   positive, negative (n) f32;  index (n) i32;  list, spare (n), offsets (n + 1) u32;  detail (10, n) words or null
 //   tickets (kGoalTickets) u32, 0 on entry.  No output may alias an input or another output.
 //
-// Work    a block takes 32 anchors of one direction. Its first warp merges their partial states, a thread each; for the _ms
-//         weights all warps then sum R+ over the positives, a warp per anchor; the first warp evaluates the weights. The last
-//         block of a direction to finish adds the report's parts and sorts the inverse index; the last direction writes
-//         the report.
-// Launch  grid = (ceil(n / 32), 2), at least (1, 2); block = 512; 20 KiB of static shared memory.
+// Work    a block takes 32 anchors of one direction. Each warp loads the partial states of one split, the first warp merges
+//         them, a thread per anchor. For the _ms weights each warp then sums R+ of two anchors over the positives. The
+//         first warp evaluates the weights. The last block of a direction to finish adds the report's parts and sorts
+//         the inverse index; the last direction writes the report.
+// Launch  grid = (ceil(n / 32), 2), at least (1, 2); block = 512; below 18 KiB of static shared memory.
 // Bound   latency; n planes splits words read, _ms: 2 n^2 / 32 warp steps.
 // Order   splits ascending; R+ by lanes and a fixed tree; the report by blocks ascending; tickets are integers and decide
 //         only who works, not in which order sums are taken. Identical bits between runs and devices.
@@ -28,9 +28,14 @@ namespace {
 constexpr uint32_t kWarps = kGoalThreads / kWarpSize;
 constexpr uint32_t kFlush = 64;  // terms of R+ that a lane adds up before it adds them to its total, to bound rounding
 
-// What a direction's sums are taken over, as each block and then the last block knows it.
+constexpr uint32_t kAnchorsPerWarp = kGoalAnchors / kWarps;
+static_assert(kWarps >= kGoalSplits, "a warp loads one split");
+
 struct Shared {
-    RadixScratch<kWarps> radix;
+    union {
+        LineState lines[kGoalSplits][kGoalAnchors];  // partial states of this block's anchors
+        RadixScratch<kWarps> radix;                  // of the last block
+    };
     float value[kGoalAnchors];
     float rs_pos[kGoalAnchors];
     uint32_t rs_pos_count[kGoalAnchors];
@@ -50,30 +55,53 @@ __device__ __forceinline__ Relative relative_mean(float sum, uint32_t count) {
 
 __device__ __forceinline__ bool is_ms(const GoalParams& p) { return p.stats >= kStatsLin; }
 
-// R+ of anchor i with the hardest value n: over the other pairs' similarities that are at most n + eps. By a whole warp.
-__device__ __forceinline__ Relative positive_relative(const GoalParams& p, const GoalSide& s, uint32_t i, float n) {
-    const float own = p.pos[i], bound = n + p.objective.eps, alpha = float(p.objective.alpha);
+// R+ of this warp's anchors: over the other pairs' similarities that are at most the anchor's hardest value plus eps.
+__device__ __forceinline__ void positive_relative(const GoalParams& p, const GoalSide& s, Shared& shared) {
     const bool sig = p.objective.pair == kPairSigMs, grouped = s.anchor_groups != nullptr;
-    const int64_t group = grouped ? s.anchor_groups[i] : 0;
-    float sum = 0.0f, part = 0.0f;
-    uint32_t count = 0, pending = 0;
+    const float alpha = float(p.objective.alpha);
+    const uint32_t slot = warp_id() * kAnchorsPerWarp, first = blockIdx.x * kGoalAnchors + slot;
+    float own[kAnchorsPerWarp], bound[kAnchorsPerWarp], sum[kAnchorsPerWarp], part[kAnchorsPerWarp];
+    int64_t group[kAnchorsPerWarp];
+    uint32_t count[kAnchorsPerWarp];
+#pragma unroll
+    for (uint32_t a = 0; a < kAnchorsPerWarp; ++a) {
+        const bool inside = first + a < p.n;
+        own[a] = inside ? p.pos[first + a] : 0.0f;
+        // Nothing is at most NaN.
+        bound[a] = inside ? shared.value[slot + a] + p.objective.eps : quiet_nan();
+        group[a] = inside && grouped ? s.anchor_groups[first + a] : 0;
+        sum[a] = part[a] = 0.0f;
+        count[a] = 0;
+    }
+    uint32_t pending = 0;
     for (uint32_t j = lane_id(); j < p.n; j += kWarpSize) {
         const float other = p.pos[j];
-        const bool member = j != i && other <= bound && !(grouped && s.other_groups[j] == group);
-        const float difference = own - other;
-        if (member) {
-            part += sig ? expf(alpha * difference) : difference;
-            // The paper's code divides by the number of non-zero terms.
-            count += sig || difference != 0.0f ? 1 : 0;
+        const int64_t other_group = grouped ? s.other_groups[j] : 0;
+#pragma unroll
+        for (uint32_t a = 0; a < kAnchorsPerWarp; ++a) {
+            const bool member = j != first + a && other <= bound[a] && !(grouped && other_group == group[a]);
+            const float difference = own[a] - other;
+            if (member) {
+                part[a] += sig ? expf(alpha * difference) : difference;
+                // The paper's code divides by the number of non-zero terms.
+                count[a] += sig || difference != 0.0f ? 1 : 0;
+            }
         }
-        if (++pending == kFlush) {
-            sum += part;
-            part = 0.0f;
-            pending = 0;
+        if (++pending < kFlush) continue;
+        pending = 0;
+#pragma unroll
+        for (uint32_t a = 0; a < kAnchorsPerWarp; ++a) {
+            sum[a] += part[a];
+            part[a] = 0.0f;
         }
     }
-    sum = warp_sum(sum + part);
-    return relative_mean(sum, warp_sum(count));
+#pragma unroll
+    for (uint32_t a = 0; a < kAnchorsPerWarp; ++a) {
+        const Relative r = relative_mean(warp_sum(sum[a] + part[a]), warp_sum(count[a]));
+        if (lane_id() != 0) continue;
+        shared.rs_pos[slot + a] = r.mean;
+        shared.rs_pos_count[slot + a] = r.count;
+    }
 }
 
 // R- from the statistics that the sweep collected.
@@ -148,37 +176,39 @@ __device__ __forceinline__ ReportPart finish_anchor(const GoalParams& p, const G
     return part;
 }
 
+// The merged states of the block's anchors, in the lanes of the first warp. The other warps help to load.
+__device__ __forceinline__ LineState merged_anchor(const GoalParams& p, const GoalSide& s, bool inside, float threshold,
+                                                   Shared& shared) {
+    const uint32_t i = blockIdx.x * kGoalAnchors + lane_id();
+    const uint32_t split = warp_id();
+    if (split < s.splits && i < p.n) {
+        shared.lines[split][lane_id()] = load_line(s.parts, s.splits, p.n, split, i, p.stats);
+    }
+    __syncthreads();  // all partial states are in place
+    if (!inside) return empty_line();
+    const StatsRule rule{p.stats, threshold, float(p.objective.beta)};
+    LineState line = shared.lines[0][lane_id()];
+    for (uint32_t k = 1; k < s.splits; ++k) line = merge_lines(line, shared.lines[k][lane_id()], rule);
+    return line;
+}
+
 // The 32 anchors of this block.
 __device__ __forceinline__ void block_anchors(const GoalParams& p, const GoalSide& s, Shared& shared) {
-    const uint32_t first = blockIdx.x * kGoalAnchors;
-    const uint32_t own = first + lane_id();
+    const uint32_t own = blockIdx.x * kGoalAnchors + lane_id();
     const bool inside = warp_id() == 0 && own < p.n;
-    LineState line = empty_line();
-    // Every thread takes part in the barrier inside.
     const float threshold = is_ms(p) ? block_threshold(p.pmin, p.pmin_count, p.objective.eps, shared.scratch) : 0.0f;
-    if (inside) {
-        const StatsRule rule{p.stats, threshold, float(p.objective.beta)};
-        line = merged_line(s.parts, s.splits, p.n, own, rule);
-        shared.value[lane_id()] = line.value;
-        shared.rs_pos[lane_id()] = 0.0f;
-        shared.rs_pos_count[lane_id()] = 0;
-    }
+    const LineState line = merged_anchor(p, s, inside, threshold, shared);
     if (is_ms(p)) {
+        if (inside) shared.value[lane_id()] = line.value;
         __syncthreads();  // the anchors' hardest values are in place
-        for (uint32_t a = warp_id(); a < kGoalAnchors && first + a < p.n; a += kWarps) {
-            const Relative r = positive_relative(p, s, first + a, shared.value[a]);
-            if (lane_id() == 0) {
-                shared.rs_pos[a] = r.mean;
-                shared.rs_pos_count[a] = r.count;
-            }
-        }
+        positive_relative(p, s, shared);
         __syncthreads();  // the relative similarities are in place
     }
     if (warp_id() != 0) return;
     ReportPart part{};
     if (inside) {
         Relative rs_pos{0.0f, 0};
-        if (line.index >= 0) rs_pos = {shared.rs_pos[lane_id()], shared.rs_pos_count[lane_id()]};
+        if (is_ms(p) && line.index >= 0) rs_pos = {shared.rs_pos[lane_id()], shared.rs_pos_count[lane_id()]};
         part = finish_anchor(p, s, own, line, rs_pos);
     }
     part = sum_parts(part);

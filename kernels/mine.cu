@@ -409,7 +409,7 @@ __device__ __forceinline__ void mine_body(const MineParams& p) {
         mine_##SUFFIX(const __grid_constant__ MineParams p) {          \
         mine_body<T, STATS>(p);                                        \
     }
-MINE(f32, float, false, kTileBlocks)
+MINE(f32, float, false, kTileBlocksOf<float>)
 MINE(f16, __half, false, kTileBlocks)
 MINE(bf16, __nv_bfloat16, false, kTileBlocks)
 MINE(stats_f32, float, true, 1)

@@ -13,7 +13,7 @@
 //
 // Work    invert: one block per side. Sums: one block per row of X, then of Y; a thread holds 8 columns at a time. Rows wider
 //         than 2048 are summed twice, for u_i . g_i and for the result.
-// Launch  invert: grid = 2, block = 512, 16,416 bytes of static shared memory.
+// Launch  invert: grid = 2, block = 512, 16,420 bytes of static shared memory.
 //         Sums: grid = rows of X + rows of Y, block = 32 ceil(d / 256) up to 256, 2 KiB of static shared memory.
 // Bound   memory: every term reads d elements, mostly from L2; d elements are written per row.
 // Order   fixed, see the terms; u_i . g_i by a fixed tree. No float atomics: the counter of overflows is an integer.

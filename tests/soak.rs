@@ -4,6 +4,8 @@ mod common;
 
 use common::data::{Kind, Matrix, TIGHT};
 use common::goal::{Case, Shape};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use simgrad::{Backend, Objective};
 
 /// Resident memory in bytes, `None` where /proc does not tell.
@@ -13,8 +15,16 @@ fn resident() -> Option<u64> {
     Some(pages * 4096)
 }
 
-/// Runs `steps` steps over a few shapes and objectives; the first ones warm up caches, pools and the allocator.
-fn soak(backend: &Backend, steps: usize, warm_up: usize) {
+/// One soak at a time: they share the process whose memory is looked at.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs `steps` steps over a few shapes and objectives, and looks at memory after `warm_up` of them, when caches, pools
+/// and the allocator have what they need, and at the end. Returns by how much it grew.
+fn soak<M>(backend: &Backend, steps: usize, warm_up: usize, memory: impl Fn() -> M) -> (M, M) {
     let names = ["nca-con", "con-sig_ms", "hinge-lin", "cir-lin_ms"];
     let shapes = [(40, 24), (17, 33), (64, 16)];
     let cases: Vec<Case<f32>> = (0..12)
@@ -33,30 +43,38 @@ fn soak(backend: &Backend, steps: usize, warm_up: usize) {
         (report, dx.elements(), dy.elements())
     };
     let first: Vec<_> = cases.iter().map(step).collect();
-    let mut before = None;
-    for k in 0..steps {
-        if k == warm_up {
-            before = resident();
+    let run = |range: std::ops::Range<usize>| {
+        for k in range {
+            let got = step(&cases[k % cases.len()]);
+            assert!(got == first[k % cases.len()], "{}: step {k} gives other bits", backend.name());
         }
-        let got = step(&cases[k % cases.len()]);
-        assert!(got == first[k % cases.len()], "{}: step {k} gives other bits", backend.name());
-    }
-    if let (Some(before), Some(after)) = (before, resident()) {
-        let grown = after.saturating_sub(before);
-        assert!(grown < 1 << 20, "{}: {grown} bytes more after {steps} steps", backend.name());
-    }
+    };
+    run(0..warm_up);
+    let before = memory();
+    run(warm_up..steps);
+    (before, memory())
 }
 
 #[test]
 fn ten_thousand_steps_on_the_cpu() {
-    soak(&Backend::cpu(), 10_000, 1_000);
+    let _alone = alone();
+    let (before, after) = soak(&Backend::cpu(), 10_000, 1_000, resident);
+    if let (Some(before), Some(after)) = (before, after) {
+        let grown = after.saturating_sub(before);
+        assert!(grown < 1 << 20, "{grown} bytes more after 10,000 steps");
+    }
 }
 
+#[cfg(feature = "cuda")]
 #[test]
 fn two_hundred_steps_on_cuda() {
-    if let Ok(backend) = common::cuda() {
-        soak(backend, 200, 60);
-    } else {
+    let _alone = alone();
+    let Ok(backend) = common::cuda() else {
         assert!(!common::gpu_required(), "SIMGRAD_REQUIRE_GPU is set, but CUDA cannot be used");
-    }
+        return;
+    };
+    let Backend::Cuda(cuda) = backend else { panic!("not CUDA") };
+    let free = || cuda.stream().context().mem_get_info().expect("the driver's figures").0;
+    let (before, after) = soak(backend, 200, 100, free);
+    assert_eq!(before, after, "free bytes on the device before and after 100 steps");
 }

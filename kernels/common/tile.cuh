@@ -8,7 +8,7 @@
 //         architecture from sm_80 on can give to one block. The 16-byte chunk c of row r lies at chunk c ^ (r & 7): eight
 //         rows read at one k, and eight chunks written to one row, both fall on eight different groups of banks.
 // Loads   cp.async of 16 bytes, 8 lanes on 128 consecutive bytes. Rows >= n and elements >= d arrive as zeros, so every
-//         element is one chain over all of k whatever the tile's position: S[i, j] has the same bits in every kernel.
+//         element is summed in one order over k whatever the tile's position: S[i, j] has the same bits in every kernel.
 // Order   the k-steps of all tiles of a block form one sequence; while an epilogue runs, two steps of the next tile fly.
 #pragma once
 #include <stdint.h>
@@ -27,12 +27,15 @@ constexpr int kPipelineBytes = kStages * kStageBytes;
 static_assert(kPipelineBytes == 98304, "keep in step with TILE_SHARED_BYTES in src/cuda/plan.rs");
 
 // Blocks that are to fit a multiprocessor at a time, so that one multiplies during the epilogue of another. The shared
-// memory of sm_90 has room for two, which then have 128 registers a thread; that of sm_80 has not.
+// memory of sm_90 has room for two, which then have 128 registers a thread; that of sm_80 has not. f32 keeps the sums of a
+// step beside the accumulators (common/simt.cuh) and so the registers of both blocks to itself.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 constexpr int kTileBlocks = 2;
 #else
 constexpr int kTileBlocks = 1;
 #endif
+template <typename T>
+constexpr int kTileBlocksOf = sizeof(T) == 4 ? 1 : kTileBlocks;
 
 // Copies 16 bytes into shared memory, of which all but the first `bytes` are zeros and not read.
 __device__ __forceinline__ void copy_chunk_async(uint32_t shared, const char* global, uint32_t bytes) {

@@ -4,6 +4,7 @@
 
 constexpr uint32_t kGoalAnchors = 32;   // per block, one per lane of its first warp
 constexpr uint32_t kGoalThreads = 512;  // the last block sorts by itself: enough warps to hide the latency of that
+constexpr uint32_t kGoalSplits = 16;    // at most, of the partial states
 constexpr uint32_t kGoalTickets = 3;    // blocks of each direction that are done, directions that are done
 
 // Triplet weight T(P, N).

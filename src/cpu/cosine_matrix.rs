@@ -4,10 +4,9 @@ use std::ops::Range;
 
 use super::pack::{Columns, Rows};
 use super::pool::Cpu;
-use super::real::{Real, narrow_into};
-use super::row_norms::row_scales;
+use super::row_norms::unit_scales;
 use super::sweep::{Piece, Plan, Tile, sweep_piece};
-use super::tile::{Kernel, Simd};
+use super::tile::{Kernel, Simd, load_part, store, store_part};
 use crate::check;
 use crate::dtype::Element;
 use crate::error::Result;
@@ -53,6 +52,7 @@ pub fn cosine_matrix<T: Element, O: Element<Acc = T::Acc>>(
     let one = n.saturating_mul(m).saturating_mul(d);
     // The stride of a batch of one may be anything, that of an empty one too.
     let (stride, ld) = (if batch > 1 { out.batch_stride() } else { usize::MAX }, out.row_stride());
+    let _awake = cpu.session(one.saturating_mul(batch));
     let items = out.into_data().chunks_mut(stride).take(batch).enumerate();
     if one >= LARGE || batch == 1 {
         for (b, data) in items {
@@ -80,8 +80,7 @@ fn similarities<T: Element, O: Element<Acc = T::Acc>>(
     options: &CosineOptions,
     mut out: MatMut<'_, O>,
 ) {
-    let x_scales = row_scales(cpu, x, options.normalization);
-    let y_scales = row_scales(cpu, y, options.normalization);
+    let [x_scales, y_scales] = unit_scales(cpu, x, y, options.normalization);
     let x = Rows { mat: x, scales: x_scales.as_deref() };
     let mut columns = Columns::new(cpu, Rows { mat: y, scales: y_scales.as_deref() });
     let plan = Plan::new::<T::Acc>(cpu, x.mat.rows(), columns.len());
@@ -126,25 +125,30 @@ fn out_pieces<O>(out: MatMut<'_, O>, pieces: Vec<Piece>) -> Vec<OutPiece<'_, O>>
 fn write<O: Element>(cpu: &Cpu, piece: &Piece, tile: Tile<'_, O::Acc>, scale: O::Acc, rows: &mut [&mut [O]]) {
     let at = |part: &Range<usize>, whole: &Range<usize>| part.start - whole.start..part.end - whole.start;
     let cols = at(&tile.cols, &piece.cols);
-    for (src, r) in tile.data.chunks_exact_mut(tile.ld).zip(at(&tile.rows, &piece.rows)) {
-        let src = &mut src[..cols.len()];
-        cpu.isa().run(Scale { x: src, factor: scale });
-        narrow_into(src, &mut rows[r][cols.clone()]);
+    for (src, r) in tile.data.chunks_exact(tile.ld).zip(at(&tile.rows, &piece.rows)) {
+        cpu.isa().run(WriteRow { src: &src[..cols.len()], scale, out: &mut rows[r][cols.clone()] });
     }
 }
 
-struct Scale<'a, A> {
-    x: &'a mut [A],
-    factor: A,
+/// `out = src * scale`, rounded once to the output type.
+struct WriteRow<'a, O: Element> {
+    src: &'a [O::Acc],
+    scale: O::Acc,
+    out: &'a mut [O],
 }
 
-impl<A: Real> Kernel<A> for Scale<'_, A> {
+impl<O: Element> Kernel<O::Acc> for WriteRow<'_, O> {
     type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd<A>>(self) {
-        for x in self.x {
-            *x = *x * self.factor;
+    fn run<S: Simd<O::Acc>>(self) {
+        let scale = S::splat(self.scale);
+        for (src, out) in self.src.chunks(S::LANES).zip(self.out.chunks_mut(S::LANES)) {
+            if src.len() == S::LANES {
+                store::<O, S>(S::mul(S::load(src), scale), out);
+            } else {
+                store_part::<O, S>(S::mul(load_part::<O::Acc, S>(src), scale), out);
+            }
         }
     }
 }

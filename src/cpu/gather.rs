@@ -1,11 +1,13 @@
 //! Sums of weighted rows per target row: the product of a sparse weight matrix and the other modality.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::pack::Rows;
 use super::pool::Cpu;
-use super::real::{Real, widen};
-use super::row_norms::{bands, store_row, through_norm};
-use super::tile::{Kernel, Simd};
-use crate::dtype::{Element, GradientOf};
+use super::real::Real;
+use super::row_norms::{RowKind, RowScale, bands, fold};
+use super::tile::{Kernel, Simd, lanes, load, load_part, store, store_part};
+use crate::dtype::{DType, Element, GradientOf};
 use crate::matrix::MatMut;
 use crate::options::WriteMode;
 
@@ -64,44 +66,200 @@ pub(super) fn gather<T: Element, G: GradientOf<T>>(
         let Gradient { target, source, terms, out } = g;
         bands(out, ROWS_PER_ITEM).map(move |(first, band)| (target, source, terms, first, band))
     });
-    let overflow = std::sync::atomic::AtomicU32::new(0);
+    let overflow = AtomicU32::new(0);
     cpu.each(work, items, |(target, source, terms, first, mut band)| {
         let mut g = cpu.scratch::<T::Acc>(band.cols());
-        let (mut buffer, mut other) = (Vec::new(), Vec::new());
+        let mut rows = Vec::new();
         let mut lost = 0;
         for r in 0..band.rows() {
             let i = first + r;
-            g.fill(T::Acc::ZERO);
-            for &(j, weight) in terms.of(i) {
+            rows.clear();
+            rows.extend(terms.of(i).iter().map(|&(j, weight)| {
                 let scale = source.scale(j as usize);
-                let x = widen(source.mat.row(j as usize), &mut buffer);
-                cpu.isa().run(AddScaled { x, pow2: scale.pow2, factor: weight * scale.inv, g: &mut g });
-            }
-            if target.scales.is_some() {
-                through_norm(cpu, widen(target.mat.row(i), &mut buffer), target.scale(i), &mut g);
-            }
-            lost += store_row(&mut g, write, band.row_mut(r), &mut other);
+                Term { row: source.mat.row(j as usize), pow2: scale.pow2, factor: weight * scale.inv }
+            }));
+            let through = target.scales.map(|scales| (target.mat.row(i), scales[i]));
+            lost += write_gradient(cpu, &rows, through, &mut g, write, band.row_mut(r));
         }
-        overflow.fetch_add(lost, std::sync::atomic::Ordering::Relaxed);
+        overflow.fetch_add(lost, Ordering::Relaxed);
     });
     overflow.into_inner()
 }
 
-/// `g += (x * pow2) * factor`
-struct AddScaled<'a, A> {
-    x: &'a [A],
-    pow2: A,
-    factor: A,
-    g: &'a mut [A],
+/// A weighted row: `(row * pow2) * factor`.
+#[derive(Clone, Copy)]
+pub(super) struct Term<'a, U: Element> {
+    pub(super) row: &'a [U],
+    pub(super) pow2: U::Acc,
+    pub(super) factor: U::Acc,
 }
 
-impl<A: Real> Kernel<A> for AddScaled<'_, A> {
-    type Out = ();
+/// Writes or adds the sum of `terms` to `out`; if `through` is given, through the Jacobian of its row's normalisation:
+/// `(g − u (u · g)) / |x|` with `u` the unit row, and 0 for a zero row. Returns how many finite elements became infinite.
+///
+/// `g` is scratch of a row's length.
+pub(super) fn write_gradient<T: Element, U: Element<Acc = T::Acc>, G: Element<Acc = T::Acc>>(
+    cpu: &Cpu,
+    terms: &[Term<'_, U>],
+    through: Option<(&[T], RowScale<T::Acc>)>,
+    g: &mut [T::Acc],
+    write: WriteMode,
+    out: &mut [G],
+) -> u32 {
+    let (terms, through) = match through {
+        Some((_, RowScale { kind: RowKind::Zero, .. })) => (&[][..], None),
+        _ => (terms, through),
+    };
+    let along = cpu.isa().run(Combine { terms, target: through.map(|(x, scale)| (x, scale.pow2)), g });
+    let through = through.map(|(x, scale)| (x, scale, along));
+    cpu.isa().run(Finish { g, through, accumulate: write == WriteMode::Accumulate, out })
+}
+
+/// `g = Σ (row * pow2) * factor`, in the order of the terms; returns `(target * pow2) · g`, 0 without a target.
+struct Combine<'a, T: Element, U: Element<Acc = T::Acc>> {
+    terms: &'a [Term<'a, U>],
+    target: Option<(&'a [T], T::Acc)>,
+    g: &'a mut [T::Acc],
+}
+
+/// Vectors of a gradient row that are summed together.
+const UNROLL: usize = 4;
+
+impl<T: Element, U: Element<Acc = T::Acc>> Kernel<T::Acc> for Combine<'_, T, U> {
+    type Out = T::Acc;
 
     #[inline(always)]
-    fn run<S: Simd<A>>(self) {
-        for (g, &x) in self.g.iter_mut().zip(self.x) {
-            *g = S::mul_add_one(x * self.pow2, self.factor, *g);
+    fn run<S: Simd<T::Acc>>(self) -> T::Acc {
+        /// Terms per pass over the row, so that a hub's many rows are read in long stretches.
+        const GROUP: usize = 16;
+        let Self { terms, target, g } = self;
+        if terms.is_empty() {
+            g.fill(T::Acc::ZERO);
+        }
+        for (pass, terms) in terms.chunks(GROUP).enumerate() {
+            let step = UNROLL * S::LANES;
+            for (c, g) in g.chunks_mut(step).enumerate() {
+                if g.len() == step {
+                    combine_chunk::<U, S>(terms, c * step, pass == 0, g);
+                } else {
+                    combine_rest::<U, S>(terms, c * step, pass == 0, g);
+                }
+            }
+        }
+        target.map_or(T::Acc::ZERO, |(x, pow2)| dot::<T, S>(x, pow2, g))
+    }
+}
+
+#[inline(always)]
+fn combine_chunk<U: Element, S: Simd<U::Acc>>(terms: &[Term<'_, U>], at: usize, first: bool, g: &mut [U::Acc]) {
+    let mut sums = [S::splat(U::Acc::ZERO); UNROLL];
+    if !first {
+        for (u, sum) in sums.iter_mut().enumerate() {
+            *sum = S::load(&g[u * S::LANES..]);
         }
     }
+    for term in terms {
+        let (pow2, factor) = (S::splat(term.pow2), S::splat(term.factor));
+        let row = &term.row[at..at + UNROLL * S::LANES];
+        for (u, sum) in sums.iter_mut().enumerate() {
+            let x = S::mul(load::<U, S>(&row[u * S::LANES..]), pow2);
+            *sum = S::mul_add(x, factor, *sum);
+        }
+    }
+    for (u, sum) in sums.into_iter().enumerate() {
+        S::store(sum, &mut g[u * S::LANES..]);
+    }
+}
+
+#[inline(always)]
+fn combine_rest<U: Element, S: Simd<U::Acc>>(terms: &[Term<'_, U>], at: usize, first: bool, g: &mut [U::Acc]) {
+    for (u, g) in g.chunks_mut(S::LANES).enumerate() {
+        let at = at + u * S::LANES;
+        let mut sum = if first { S::splat(U::Acc::ZERO) } else { load_part::<U::Acc, S>(g) };
+        for term in terms {
+            let x = S::mul(load_part::<U, S>(&term.row[at..at + g.len()]), S::splat(term.pow2));
+            sum = S::mul_add(x, S::splat(term.factor), sum);
+        }
+        store_part::<U::Acc, S>(sum, g);
+    }
+}
+
+#[inline(always)]
+fn dot<T: Element, S: Simd<T::Acc>>(x: &[T], pow2: T::Acc, g: &[T::Acc]) -> T::Acc {
+    let pow2 = S::splat(pow2);
+    let mut sums = [S::splat(T::Acc::ZERO); UNROLL];
+    let step = UNROLL * S::LANES;
+    for (x, g) in x.chunks(step).zip(g.chunks(step)) {
+        for ((x, g), sum) in x.chunks(S::LANES).zip(g.chunks(S::LANES)).zip(&mut sums) {
+            let (x, g) = if x.len() == S::LANES {
+                (load::<T, S>(x), S::load(g))
+            } else {
+                (load_part::<T, S>(x), load_part::<T::Acc, S>(g))
+            };
+            *sum = S::mul_add(S::mul(x, pow2), g, *sum);
+        }
+    }
+    fold(lanes::<T::Acc, S>(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]))))
+}
+
+/// The Jacobian, given `(x * pow2) · g`, and the write to the output type.
+struct Finish<'a, T: Element, G: Element<Acc = T::Acc>> {
+    g: &'a mut [T::Acc],
+    through: Option<(&'a [T], RowScale<T::Acc>, T::Acc)>,
+    accumulate: bool,
+    out: &'a mut [G],
+}
+
+impl<T: Element, G: Element<Acc = T::Acc>> Kernel<T::Acc> for Finish<'_, T, G> {
+    type Out = u32;
+
+    #[inline(always)]
+    fn run<S: Simd<T::Acc>>(self) -> u32 {
+        let Self { g, through, accumulate, out } = self;
+        if let Some((x, scale, along)) = through {
+            // u (u · g) = x' (x' · g) inv², with x' = x * pow2. Two factors at the end, since their product overflows
+            // for rows of subnormal numbers.
+            let along = (along * scale.inv) * scale.inv;
+            let (pow2, inv, along) = (S::splat(scale.pow2), S::splat(scale.inv), S::splat(-along));
+            for (x, g) in x.chunks(S::LANES).zip(g.chunks_mut(S::LANES)) {
+                if x.len() == S::LANES {
+                    let turned = S::mul_add(S::mul(load::<T, S>(x), pow2), along, S::load(g));
+                    S::store(S::mul(S::mul(turned, inv), pow2), g);
+                } else {
+                    let turned = S::mul_add(S::mul(load_part::<T, S>(x), pow2), along, load_part::<T::Acc, S>(g));
+                    store_part::<T::Acc, S>(S::mul(S::mul(turned, inv), pow2), g);
+                }
+            }
+        }
+        for (g, out) in g.chunks_mut(S::LANES).zip(out.chunks_mut(S::LANES)) {
+            if g.len() == S::LANES {
+                let sum = if accumulate { S::add(S::load(g), load::<G, S>(out)) } else { S::load(g) };
+                if G::DTYPE.size() == 2 {
+                    S::store(sum, g);
+                }
+                store::<G, S>(sum, out);
+            } else {
+                let mut sum = load_part::<T::Acc, S>(g);
+                if accumulate {
+                    sum = S::add(sum, load_part::<G, S>(out));
+                }
+                store_part::<T::Acc, S>(sum, g);
+                store_part::<G, S>(sum, out);
+            }
+        }
+        lost(g, out)
+    }
+}
+
+/// How many finite values became infinite in the output type.
+#[inline(always)]
+fn lost<G: Element>(values: &[G::Acc], out: &[G]) -> u32 {
+    let infinity = match G::DTYPE {
+        DType::F16 => 0x7c00,
+        DType::Bf16 => 0x7f80,
+        DType::F32 | DType::F64 => return 0,
+    };
+    let out: &[u16] = bytemuck::cast_slice(out);
+    let lost = |(v, bits): (&G::Acc, &u16)| u32::from(v.finite() & (bits & 0x7fff == infinity));
+    values.iter().zip(out).map(lost).sum()
 }

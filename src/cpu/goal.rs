@@ -7,7 +7,7 @@ use super::pack::{Columns, Rows};
 use super::pool::Cpu;
 use super::real::Real;
 use super::relative::{Direction, Positives};
-use super::row_norms::{RowKind, RowScale, measure_rows};
+use super::row_norms::{RowKind, RowScale, row_scales};
 use super::side::{Collect, NegativeSet, Side};
 use super::sweep::diagonal;
 use crate::check;
@@ -249,13 +249,11 @@ fn step<T: Element, G: GradientOf<T>>(
         extent(dy.rows(), dy.cols()),
     )?;
     let n = x.rows();
-    let mut scales = vec![RowScale::IDENTITY; 2 * n];
-    let (x_scales, y_scales) = scales.split_at_mut(n);
-    measure_rows(cpu, x, x_scales, |scale, _| scale);
-    measure_rows(cpu, y, y_scales, |scale, _| scale);
+    let _awake = cpu.session(n.saturating_mul(n).saturating_mul(x.cols()));
+    let [x_scales, y_scales] = row_scales(cpu, x, y);
     let raw = options.normalization == Normalization::L2;
-    let x = Rows { mat: x, scales: raw.then_some(&*x_scales) };
-    let y = Rows { mat: y, scales: raw.then_some(&*y_scales) };
+    let x = Rows { mat: x, scales: raw.then_some(&x_scales[..]) };
+    let y = Rows { mat: y, scales: raw.then_some(&y_scales[..]) };
     let weighed = weigh(cpu, x, y, objective, options, second);
     let Weighed { found, it, ti, positive } = &weighed;
     let [by_row, by_col] = weights(found, it, ti, options.upstream * objective.reduction_factor(n));
@@ -263,10 +261,10 @@ fn step<T: Element, G: GradientOf<T>>(
     let dy = Gradient { target: y, source: x, terms: &by_col, out: dy };
     let overflow = gather(cpu, options.write, [dx, dy]);
     let report = StepReport {
-        zero_x: count_kind(x_scales, RowKind::Zero),
-        zero_y: count_kind(y_scales, RowKind::Zero),
-        nan_x: count_kind(x_scales, RowKind::NotFinite),
-        nan_y: count_kind(y_scales, RowKind::NotFinite),
+        zero_x: count_kind(&x_scales, RowKind::Zero),
+        zero_y: count_kind(&y_scales, RowKind::Zero),
+        nan_x: count_kind(&x_scales, RowKind::NotFinite),
+        nan_y: count_kind(&y_scales, RowKind::NotFinite),
         overflow,
         ..report(objective, positive, found, it, ti)
     };

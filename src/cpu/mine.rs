@@ -3,7 +3,7 @@
 use super::pack::{Columns, Rows};
 use super::pool::Cpu;
 use super::real::Real;
-use super::row_norms::row_scales;
+use super::row_norms::unit_scales;
 use super::scan::{Exclusion, Scan};
 use super::side::{Collect, Side};
 use super::sweep::{Plan, sweep};
@@ -92,8 +92,8 @@ pub fn mine<T: Element>(
 ) -> Result<Mined<T::Acc>> {
     let ids = options.groups.map(|g| (g.rows.len(), g.cols.len()));
     check::mine("mine", (x.rows(), x.cols()), (y.rows(), y.cols()), ids)?;
-    let x_scales = row_scales(cpu, x, options.normalization);
-    let y_scales = row_scales(cpu, y, options.normalization);
+    let _awake = cpu.session(x.rows().saturating_mul(y.rows()).saturating_mul(x.cols()));
+    let [x_scales, y_scales] = unit_scales(cpu, x, y, options.normalization);
     let x = Rows { mat: x, scales: x_scales.as_deref() };
     let mut columns = Columns::new(cpu, Rows { mat: y, scales: y_scales.as_deref() });
     let collect = Collect { second: options.second, set: None };

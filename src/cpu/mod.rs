@@ -18,6 +18,7 @@ mod mine;
 mod objective;
 mod pack;
 mod pool;
+mod product;
 mod ranks;
 mod real;
 mod relative;

@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use super::pool::{Cpu, Scratch};
-use super::real::{Real, widen, widen_into};
+use super::product::K_BLOCK;
+use super::real::Real;
 use super::row_norms::RowScale;
-use super::tile::{K_BLOCK, PackPanel, PackRow};
+use super::tile::{Kernel, Simd, load, load_part, store_part};
 use crate::dtype::Element;
 use crate::matrix::MatRef;
 
@@ -99,23 +100,86 @@ pub(super) fn pack_panels<'c, T: Element>(cpu: &'c Cpu, y: Rows<'_, T>, cols: &R
 }
 
 fn pack_panel<T: Element>(cpu: &Cpu, y: Rows<'_, T>, rows: Range<usize>, dst: &mut [T::Acc]) {
-    /// Features converted at a time where the stored type is not the computing type.
-    const CHUNK: usize = 256;
     let factors: Vec<T::Acc> = rows.clone().map(|j| y.scale(j).pow2).collect();
-    let depth = y.mat.cols();
-    if T::DTYPE == T::Acc::DTYPE {
-        let ld = y.mat.row_stride();
-        let src = bytemuck::cast_slice(&y.mat.data()[rows.start * ld..]);
-        return cpu.isa().run(PackPanel { src, ld, factors: &factors, dst });
-    }
-    let nr = dst.len() / depth;
-    let mut wide = vec![T::Acc::ZERO; CHUNK * factors.len()];
-    for (chunk, dst) in dst.chunks_mut(CHUNK * nr).enumerate() {
-        let (first, depth) = (chunk * CHUNK, dst.len() / nr);
-        for (j, wide) in rows.clone().zip(wide.chunks_exact_mut(CHUNK)) {
-            widen_into(&y.mat.row(j)[first..first + depth], &mut wide[..depth]);
+    let ld = y.mat.row_stride();
+    cpu.isa().run(PackPanel { src: &y.mat.data()[rows.start * ld..], ld, factors: &factors, dst });
+}
+
+/// Transposes up to `NR` rows of `Y`, each times its factor, into a panel `(features, NR)`; missing rows become 0.
+struct PackPanel<'a, T: Element> {
+    /// Rows `ld` elements apart.
+    src: &'a [T],
+    ld: usize,
+    /// One per row.
+    factors: &'a [T::Acc],
+    dst: &'a mut [T::Acc],
+}
+
+impl<T: Element> Kernel<T::Acc> for PackPanel<'_, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd<T::Acc>>(self) {
+        /// Features at a time: eight rows of them and the panel's part stay in the first-level cache.
+        const STEP: usize = 64;
+        let Self { src, ld, factors, dst } = self;
+        let mut rows = [T::Acc::ZERO; 8 * STEP];
+        for (block, dst) in dst.chunks_mut(STEP * S::NR).enumerate() {
+            let depth = dst.len() / S::NR;
+            for first in (0..S::NR).step_by(8) {
+                for (r, wide) in rows.chunks_exact_mut(STEP).enumerate() {
+                    match factors.get(first + r) {
+                        Some(&factor) => {
+                            let row = &src[(first + r) * ld + block * STEP..][..depth];
+                            scale_into::<T, S>(row, factor, &mut wide[..depth]);
+                        }
+                        None => wide.fill(T::Acc::ZERO),
+                    }
+                }
+                let whole = depth / 8 * 8;
+                for k in (0..whole).step_by(8) {
+                    S::transpose_8x8(&rows[k..], STEP, &mut dst[k * S::NR + first..], S::NR);
+                }
+                for k in whole..depth {
+                    for r in 0..8 {
+                        dst[k * S::NR + first + r] = rows[r * STEP + k];
+                    }
+                }
+            }
         }
-        cpu.isa().run(PackPanel { src: &wide, ld: CHUNK, factors: &factors, dst });
+    }
+}
+
+/// `dst = src * factor` in the computing type.
+#[inline(always)]
+fn scale_into<T: Element, S: Simd<T::Acc>>(src: &[T], factor: T::Acc, dst: &mut [T::Acc]) {
+    let factor = S::splat(factor);
+    for (src, dst) in src.chunks(S::LANES).zip(dst.chunks_mut(S::LANES)) {
+        if src.len() == S::LANES {
+            S::store(S::mul(load::<T, S>(src), factor), dst);
+        } else {
+            store_part::<T::Acc, S>(S::mul(load_part::<T, S>(src), factor), dst);
+        }
+    }
+}
+
+/// Puts one row of `X`, times `factor`, into its place in a band: blocks of [`K_BLOCK`] features, `slab_len` apart.
+struct PackRow<'a, T: Element> {
+    src: &'a [T],
+    factor: T::Acc,
+    /// The band from this row's first block on.
+    dst: &'a mut [T::Acc],
+    slab_len: usize,
+}
+
+impl<T: Element> Kernel<T::Acc> for PackRow<'_, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd<T::Acc>>(self) {
+        for (src, dst) in self.src.chunks(K_BLOCK).zip(self.dst.chunks_mut(self.slab_len)) {
+            scale_into::<T, S>(src, self.factor, &mut dst[..src.len()]);
+        }
     }
 }
 
@@ -128,7 +192,6 @@ pub(super) fn pack_band<T: Element>(
     rows: Range<usize>,
     band: &mut [T::Acc],
     inv: &mut [T::Acc],
-    buffer: &mut Vec<T::Acc>,
 ) {
     let slab_len = inv.len() * K_BLOCK;
     if rows.len() < inv.len() {
@@ -138,7 +201,6 @@ pub(super) fn pack_band<T: Element>(
     for (r, (i, inv)) in rows.zip(inv).enumerate() {
         let scale = x.scale(i);
         *inv = scale.inv;
-        let src = widen(x.mat.row(i), buffer);
-        cpu.isa().run(PackRow { src, factor: scale.pow2, dst: &mut band[r * K_BLOCK..], slab_len });
+        cpu.isa().run(PackRow { src: x.mat.row(i), factor: scale.pow2, dst: &mut band[r * K_BLOCK..], slab_len });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
@@ -13,9 +14,14 @@ use crate::error::{Error, Result};
 /// Most threads a handle may have.
 const MAX_THREADS: usize = 1024;
 
-/// Estimated multiply-adds below which an operation stays on the calling thread: waking another one takes about as long
-/// as this much work.
-const WORTH_A_THREAD: usize = 1 << 19;
+/// Estimated multiply-adds of an operation below which no other thread is woken, about 30 microseconds.
+const WORTH_A_SESSION: usize = 1 << 20;
+
+/// Multiply-adds above which a part of an operation waits for threads that are still asleep.
+const WORTH_WAKING: usize = 1 << 24;
+
+/// Multiply-adds above which handing a part to a thread that is awake pays off, about a microsecond.
+const WORTH_A_TASK: usize = 1 << 15;
 
 /// Scratch buffers above this many bytes are freed after use.
 const KEEP_BYTES: usize = 64 << 20;
@@ -33,6 +39,7 @@ pub struct Cpu {
 struct Inner {
     /// The threads besides the caller's.
     pool: Option<ThreadPool>,
+    team: Arc<Team>,
     threads: usize,
     isa: Isa,
     scratch: Mutex<Vec<Vec<Line>>>,
@@ -78,7 +85,7 @@ impl Cpu {
     }
 
     fn inline(isa: Isa) -> Self {
-        Self { inner: Arc::new(Inner { pool: None, threads: 1, isa, scratch: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { pool: None, team: Arc::default(), threads: 1, isa, scratch: Mutex::default() }) }
     }
 
     pub(super) fn build(threads: usize, isa: Isa) -> Result<Self> {
@@ -99,7 +106,16 @@ impl Cpu {
             .thread_name(|i| format!("simgrad-{i}"))
             .build()
             .map_err(|e| refuse(format!("{threads} ({e})")))?;
-        Ok(Self { inner: Arc::new(Inner { pool: Some(pool), threads, isa, scratch: Mutex::default() }) })
+        Ok(Self {
+            inner: Arc::new(Inner { pool: Some(pool), team: Arc::default(), threads, isa, scratch: Mutex::default() }),
+        })
+    }
+
+    /// Keeps the threads awake until the result is dropped, for an operation of several parallel parts and `work`
+    /// multiply-adds: a sleeping thread takes longer to wake than the parts of a small batch take.
+    pub(super) fn session(&self, work: usize) -> Option<Session<'_>> {
+        let pool = self.inner.pool.as_ref().filter(|_| work >= WORTH_A_SESSION)?;
+        Some(self.inner.team.open(pool, self.inner.threads - 1))
     }
 
     /// Calls `f` on every item, on as many threads as the work (in multiply-adds) is worth. Which thread takes which
@@ -110,22 +126,32 @@ impl Cpu {
         F: Fn(I::Item) + Sync,
     {
         let pool = match &self.inner.pool {
-            Some(pool) if work >= WORTH_A_THREAD => pool,
+            Some(pool) if work >= WORTH_A_TASK => pool,
             _ => return items.for_each(f),
         };
+        let helpers = || match self.inner.threads - 1 {
+            all if work >= WORTH_WAKING => all,
+            all => self.inner.team.awake.load(Ordering::Acquire).min(all),
+        };
         let items = Mutex::new(items);
-        let drain = || {
-            loop {
-                let item = items.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some(item) = item else { break };
+        let next = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let left = AtomicUsize::new(0);
+        let mut asked = 0;
+        pool.in_place_scope(|scope| {
+            while let Some(item) = next() {
+                // Also those that woke up since the last item.
+                while asked < helpers() {
+                    asked += 1;
+                    scope.spawn(|_| {
+                        while let Some(item) = next() {
+                            f(item);
+                        }
+                        left.fetch_add(1, Ordering::Release);
+                    });
+                }
                 f(item);
             }
-        };
-        pool.in_place_scope(|scope| {
-            for _ in 1..self.inner.threads {
-                scope.spawn(|_| drain());
-            }
-            drain();
+            spin_until(|| left.load(Ordering::Acquire) == asked);
         });
     }
 
@@ -170,6 +196,62 @@ impl fmt::Debug for Cpu {
             .field("threads", &self.threads())
             .field("instruction_set", &self.instruction_set())
             .finish()
+    }
+}
+
+/// Keeps the pool's threads awake while an operation runs, without ever waiting for one that wakes late.
+#[derive(Default)]
+struct Team {
+    /// Operations that run.
+    sessions: AtomicUsize,
+    /// Threads that were asked to stay awake and have not gone back to sleep.
+    called: AtomicUsize,
+    /// Those of them that have woken up.
+    awake: AtomicUsize,
+}
+
+impl Team {
+    fn open(self: &Arc<Self>, pool: &ThreadPool, helpers: usize) -> Session<'_> {
+        self.sessions.fetch_add(1, Ordering::AcqRel);
+        if self.called.compare_exchange(0, helpers, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            let team = Arc::clone(self);
+            pool.spawn_broadcast(move |_| team.serve());
+        }
+        Session(self)
+    }
+
+    /// Executes the pool's tasks until no operation runs.
+    fn serve(&self) {
+        self.awake.fetch_add(1, Ordering::AcqRel);
+        while self.sessions.load(Ordering::Acquire) > 0 {
+            if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                std::hint::spin_loop();
+            }
+        }
+        self.awake.fetch_sub(1, Ordering::AcqRel);
+        self.called.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// An operation that runs.
+pub(super) struct Session<'a>(&'a Team);
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Waits for tasks that are about to end without going to sleep, as long as waking would take; the caller then blocks.
+fn spin_until(ready: impl Fn() -> bool) {
+    const SPINS: usize = 1 << 12;
+    for _ in 0..SPINS {
+        if ready() {
+            // The tasks' own bookkeeping follows their last statement.
+            (0..16).for_each(|_| std::hint::spin_loop());
+            return;
+        }
+        std::hint::spin_loop();
     }
 }
 
@@ -233,5 +315,54 @@ mod tests {
         assert_eq!(first, again.as_ptr() as usize);
         assert_eq!(first % 64, 0);
         assert_eq!(again.len(), 400);
+    }
+}
+#[cfg(test)]
+mod lat {
+    use super::*;
+    #[test]
+    fn lat() {
+        let cpu = Cpu::with_threads(2).unwrap();
+        for busy in [0usize, 5, 20, 60] {
+            let mut t = vec![];
+            let mut t2 = vec![];
+            for _ in 0..3000 {
+                let s = std::time::Instant::now();
+                let _s = cpu.session(1 << 25);
+                for _ in 0..4 {
+                    cpu.each(1 << 22, 0..2, |_| {
+                        let q = std::time::Instant::now();
+                        while q.elapsed().as_micros() < 20 {
+                            std::hint::spin_loop()
+                        }
+                    });
+                    let q = std::time::Instant::now();
+                    while (q.elapsed().as_micros() as usize) < 10 {
+                        std::hint::spin_loop()
+                    }
+                }
+                drop(_s);
+                t2.push(s.elapsed().as_secs_f64() * 1e6);
+                let s = std::time::Instant::now();
+                cpu.each(usize::MAX, 0..2, |_| {
+                    let q = std::time::Instant::now();
+                    while q.elapsed().as_micros() < 20 {
+                        std::hint::spin_loop()
+                    }
+                });
+                t.push(s.elapsed().as_secs_f64() * 1e6);
+                let q = std::time::Instant::now();
+                while (q.elapsed().as_micros() as usize) < busy {
+                    std::hint::spin_loop()
+                }
+            }
+            t.sort_by(f64::total_cmp);
+            t2.sort_by(f64::total_cmp);
+            println!(
+                "serial session {busy}us (ideal 120): min {:.1} p10 {:.1} p25 {:.1} med {:.1}",
+                t2[0], t2[300], t2[750], t2[1500]
+            );
+            println!("serial {busy}us: min {:.1} p10 {:.1} p25 {:.1} med {:.1}", t[0], t[300], t[750], t[1500]);
+        }
     }
 }

@@ -1,11 +1,6 @@
-//! Arithmetic of the two types that the kernels compute in, and slice conversions from and to the stored types.
+//! Arithmetic of the two types that the kernels compute in.
 
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
-
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
-
-use crate::dtype::{DType, Element};
 
 /// What the kernels need of `f32` and `f64`; the bound behind `Accum`, which nothing outside the crate can implement.
 pub trait Real:
@@ -23,6 +18,8 @@ pub trait Real:
     const ONE: Self;
     const NAN: Self;
     const NEG_INFINITY: Self;
+    /// Sums of squares in this range have neither overflowed nor lost anything that matters to underflow.
+    const SAFE_SQUARES: std::ops::Range<Self>;
     fn fused_mul_add(self, a: Self, b: Self) -> Self;
     fn magnitude(self) -> Self;
     fn finite(self) -> bool;
@@ -48,12 +45,13 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ident, $bits:ident, $mantissa:literal, $bias:literal, $ln2:expr, $round:literal, $floor:literal, $poly:expr, $at_least:expr) => {
+    ($t:ident, $bits:ident, $mantissa:literal, $bias:literal, $ln2:expr, $round:literal, $floor:literal, $safe:expr, $poly:expr, $at_least:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
             const NAN: Self = $t::NAN;
             const NEG_INFINITY: Self = $t::NEG_INFINITY;
+            const SAFE_SQUARES: std::ops::Range<Self> = $safe;
             #[inline(always)]
             fn fused_mul_add(self, a: Self, b: Self) -> Self {
                 self.mul_add(a, b)
@@ -114,6 +112,7 @@ real!(
     (0.693_359_4_f32, -2.121_944_4e-4_f32),
     12_582_912.0,
     -87.33,
+    1e-24..1e30,
     [1.984_127e-4_f32, 1.388_888_9e-3, 8.333_334e-3, 4.166_666_8e-2, 0.166_666_67, 0.5, 1.0, 1.0],
     |value: f64| {
         let near = value as f32;
@@ -128,6 +127,7 @@ real!(
     (0.693_147_180_369_123_8_f64, 1.908_214_929_270_587_7e-10_f64),
     6_755_399_441_055_744.0,
     -708.0,
+    1e-200..1e200,
     [
         1.605_904_383_682_161_3e-10_f64,
         2.087_675_698_786_81e-9,
@@ -146,40 +146,6 @@ real!(
     ],
     |value: f64| value
 );
-
-/// `src` in the computing type: itself where it already is, else converted into `buffer`, which grows as needed.
-#[inline]
-pub(crate) fn widen<'a, T: Element>(src: &'a [T], buffer: &'a mut Vec<T::Acc>) -> &'a [T::Acc] {
-    if T::DTYPE == T::Acc::DTYPE {
-        return bytemuck::cast_slice(src);
-    }
-    if buffer.len() < src.len() {
-        buffer.resize(src.len(), T::Acc::ZERO);
-    }
-    let out = &mut buffer[..src.len()];
-    widen_into(src, out);
-    out
-}
-
-/// Converts equally many elements to the computing type.
-#[inline]
-pub(crate) fn widen_into<T: Element>(src: &[T], dst: &mut [T::Acc]) {
-    match T::DTYPE {
-        DType::F16 => bytemuck::cast_slice::<T, f16>(src).convert_to_f32_slice(bytemuck::cast_slice_mut(dst)),
-        DType::Bf16 => bytemuck::cast_slice::<T, bf16>(src).convert_to_f32_slice(bytemuck::cast_slice_mut(dst)),
-        DType::F32 | DType::F64 => dst.copy_from_slice(bytemuck::cast_slice(src)),
-    }
-}
-
-/// Rounds equally many elements to the stored type, to nearest even.
-#[inline]
-pub(crate) fn narrow_into<O: Element>(src: &[O::Acc], dst: &mut [O]) {
-    match O::DTYPE {
-        DType::F16 => bytemuck::cast_slice_mut::<O, f16>(dst).convert_from_f32_slice(bytemuck::cast_slice(src)),
-        DType::Bf16 => bytemuck::cast_slice_mut::<O, bf16>(dst).convert_from_f32_slice(bytemuck::cast_slice(src)),
-        DType::F32 | DType::F64 => bytemuck::cast_slice_mut::<O, O::Acc>(dst).copy_from_slice(src),
-    }
-}
 
 #[cfg(test)]
 mod tests {

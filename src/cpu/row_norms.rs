@@ -1,10 +1,11 @@
 //! Row norms, L2 normalisation and its Jacobian.
 
+use super::gather::{Term, write_gradient};
 use super::pool::Cpu;
-use super::real::{Real, narrow_into, widen, widen_into};
-use super::tile::{Kernel, Simd};
+use super::real::Real;
+use super::tile::{Kernel, Simd, lanes, load, load_part, store, store_part};
 use crate::check;
-use crate::dtype::{Accum, Element, GradientOf};
+use crate::dtype::{Element, GradientOf};
 use crate::error::Result;
 use crate::matrix::{MatMut, MatRef};
 use crate::options::{Normalization, WriteMode};
@@ -37,61 +38,39 @@ impl<A: Real> RowScale<A> {
 }
 
 /// The largest magnitude of a row, NaN if an element is not finite.
-struct MaxAbs<'a, A>(&'a [A]);
-
-impl<A: Real> Kernel<A> for MaxAbs<'_, A> {
-    type Out = A;
-
-    #[inline(always)]
-    fn run<S: Simd<A>>(self) -> A {
-        const LANES: usize = 32;
-        let mut largest = [A::ZERO; LANES];
-        // 0 * x is 0 for a number and NaN for NaN and infinities.
-        let mut poison = [A::ZERO; LANES];
-        let (chunks, rest) = self.0.as_chunks::<LANES>();
-        for chunk in chunks {
-            for l in 0..LANES {
-                largest[l] = largest[l].larger(chunk[l].magnitude());
-                poison[l] += A::ZERO * chunk[l];
-            }
-        }
-        for (l, &x) in rest.iter().enumerate() {
-            largest[l] = largest[l].larger(x.magnitude());
-            poison[l] += A::ZERO * x;
-        }
-        let mut result = A::ZERO;
-        for l in 0..LANES {
-            result = if poison[l] == A::ZERO && !result.not_a_number() { result.larger(largest[l]) } else { A::NAN };
-        }
-        result
-    }
+fn largest<T: Element>(row: &[T]) -> T::Acc {
+    row.iter().map(|x| x.to_acc().magnitude()).fold(T::Acc::ZERO, |largest, x| {
+        if x.finite() && !largest.not_a_number() { largest.larger(x) } else { T::Acc::NAN }
+    })
 }
 
 /// `Σ (x * factor)²` in a fixed order.
-struct SumSquares<'a, A> {
-    x: &'a [A],
-    factor: A,
+struct SumSquares<'a, T: Element> {
+    x: &'a [T],
+    factor: T::Acc,
 }
 
-impl<A: Real> Kernel<A> for SumSquares<'_, A> {
-    type Out = A;
+impl<T: Element> Kernel<T::Acc> for SumSquares<'_, T> {
+    type Out = T::Acc;
 
     #[inline(always)]
-    fn run<S: Simd<A>>(self) -> A {
-        const LANES: usize = 32;
-        let mut sums = [A::ZERO; LANES];
-        let (chunks, rest) = self.x.as_chunks::<LANES>();
+    fn run<S: Simd<T::Acc>>(self) -> T::Acc {
+        const UNROLL: usize = 4;
+        let factor = S::splat(self.factor);
+        let mut sums = [S::splat(T::Acc::ZERO); UNROLL];
+        let chunks = self.x.chunks_exact(UNROLL * S::LANES);
+        let rest = chunks.remainder();
         for chunk in chunks {
-            for l in 0..LANES {
-                let v = chunk[l] * self.factor;
-                sums[l] = S::mul_add_one(v, v, sums[l]);
+            for (u, sum) in sums.iter_mut().enumerate() {
+                let v = S::mul(load::<T, S>(&chunk[u * S::LANES..]), factor);
+                *sum = S::mul_add(v, v, *sum);
             }
         }
-        for (l, &x) in rest.iter().enumerate() {
-            let v = x * self.factor;
-            sums[l] = S::mul_add_one(v, v, sums[l]);
+        for (sum, part) in sums.iter_mut().zip(rest.chunks(S::LANES)) {
+            let v = S::mul(load_part::<T, S>(part), factor);
+            *sum = S::mul_add(v, v, *sum);
         }
-        fold(sums)
+        fold(lanes::<T::Acc, S>(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]))))
     }
 }
 
@@ -108,51 +87,75 @@ pub(super) fn fold<A: Real, const LANES: usize>(mut lanes: [A; LANES]) -> A {
     lanes[0]
 }
 
-/// Scale factors of one row in the computing type, and its norm.
-fn measure<A: Accum>(cpu: &Cpu, row: &[A]) -> (RowScale<A>, A) {
-    let largest = cpu.isa().run(MaxAbs(row));
-    if largest == A::ZERO {
-        return (RowScale { pow2: A::ONE, inv: A::ZERO, kind: RowKind::Zero }, A::ZERO);
+/// Scale factors of one row, and its norm.
+fn measure<T: Element>(cpu: &Cpu, row: &[T]) -> (RowScale<T::Acc>, T::Acc) {
+    let regular = |pow2: T::Acc, squares: T::Acc| {
+        let length = squares.to_f64().sqrt();
+        let scale = RowScale { pow2, inv: T::Acc::from_f64(1.0 / length), kind: RowKind::Regular };
+        (scale, T::Acc::from_f64(length / pow2.to_f64()))
+    };
+    let squares = cpu.isa().run(SumSquares { x: row, factor: T::Acc::ONE });
+    if T::Acc::SAFE_SQUARES.contains(&squares) {
+        return regular(T::Acc::ONE, squares);
+    }
+    let largest = largest(row);
+    if largest == T::Acc::ZERO {
+        return (RowScale { pow2: T::Acc::ONE, inv: T::Acc::ZERO, kind: RowKind::Zero }, T::Acc::ZERO);
     }
     if !largest.finite() {
         // Infinite if infinities are all that is wrong.
-        let norm = row.iter().fold(A::ZERO, |sum, &x| sum + x.magnitude());
-        return (RowScale { pow2: A::NAN, inv: A::NAN, kind: RowKind::NotFinite }, norm);
+        let norm = row.iter().fold(T::Acc::ZERO, |sum, x| sum + x.to_acc().magnitude());
+        return (RowScale { pow2: T::Acc::NAN, inv: T::Acc::NAN, kind: RowKind::NotFinite }, norm);
     }
     let pow2 = largest.pow2_scale();
-    let length = cpu.isa().run(SumSquares { x: row, factor: pow2 }).to_f64().sqrt();
-    let scale = RowScale { pow2, inv: A::from_f64(1.0 / length), kind: RowKind::Regular };
-    (scale, A::from_f64(length / pow2.to_f64()))
+    regular(pow2, cpu.isa().run(SumSquares { x: row, factor: pow2 }))
 }
 
-/// The scale factors of all rows under `normalization`; none are needed for rows that are taken as they are.
-pub(super) fn row_scales<T: Element>(
+/// The scale factors of the rows of both matrices under `normalization`; none are needed for rows that are taken as they
+/// are.
+pub(super) fn unit_scales<T: Element>(
     cpu: &Cpu,
     x: MatRef<'_, T>,
+    y: MatRef<'_, T>,
     normalization: Normalization,
-) -> Option<Vec<RowScale<T::Acc>>> {
-    (normalization == Normalization::L2).then(|| {
-        let mut scales = vec![RowScale::IDENTITY; x.rows()];
-        measure_rows(cpu, x, &mut scales, |scale, _| scale);
-        scales
-    })
+) -> [Option<Vec<RowScale<T::Acc>>>; 2] {
+    match normalization {
+        Normalization::None => [None, None],
+        Normalization::L2 => row_scales(cpu, x, y).map(Some),
+    }
 }
 
-/// One value per row, made from its scale factors and its norm.
-pub(super) fn measure_rows<T: Element, R: Send>(
+/// The scale factors of the rows of both matrices.
+pub(super) fn row_scales<T: Element>(cpu: &Cpu, x: MatRef<'_, T>, y: MatRef<'_, T>) -> [Vec<RowScale<T::Acc>>; 2] {
+    let mut scales = [x, y].map(|mat| vec![RowScale::IDENTITY; mat.rows()]);
+    let [x_scales, y_scales] = &mut scales;
+    let work = (x.rows() + y.rows()) * x.cols();
+    cpu.each(work, items(x, x_scales).chain(items(y, y_scales)), |(mat, first, out)| {
+        measure_rows(cpu, mat, first, out, |scale, _| scale);
+    });
+    scales
+}
+
+/// Pieces of work: a matrix, a first row, and the results of the rows from there on.
+fn items<'a, T: Element, R>(
+    mat: MatRef<'a, T>,
+    out: &'a mut [R],
+) -> impl Iterator<Item = (MatRef<'a, T>, usize, &'a mut [R])> {
+    out.chunks_mut(ROWS_PER_ITEM).enumerate().map(move |(item, out)| (mat, item * ROWS_PER_ITEM, out))
+}
+
+/// One value per row from row `first` on, made from its scale factors and its norm.
+fn measure_rows<T: Element, R>(
     cpu: &Cpu,
     x: MatRef<'_, T>,
+    first: usize,
     out: &mut [R],
-    make: impl Fn(RowScale<T::Acc>, T::Acc) -> R + Sync,
+    make: impl Fn(RowScale<T::Acc>, T::Acc) -> R,
 ) {
-    let work = x.rows() * x.cols();
-    cpu.each(work, out.chunks_mut(ROWS_PER_ITEM).enumerate(), |(item, out)| {
-        let mut buffer = Vec::new();
-        for (r, out) in out.iter_mut().enumerate() {
-            let (scale, norm) = measure(cpu, widen(x.row(item * ROWS_PER_ITEM + r), &mut buffer));
-            *out = make(scale, norm);
-        }
-    });
+    for (r, out) in out.iter_mut().enumerate() {
+        let (scale, norm) = measure(cpu, x.row(first + r));
+        *out = make(scale, norm);
+    }
 }
 
 /// The rows of `out` in pieces of `rows` rows, with the number of each piece's first row.
@@ -167,79 +170,27 @@ pub(super) fn bands<G>(out: MatMut<'_, G>, rows: usize) -> impl Iterator<Item = 
     )
 }
 
-/// `out[k] = ((x[k] * pow2) * inv)`
-struct Unit<'a, A> {
-    x: &'a [A],
-    scale: RowScale<A>,
-    out: &'a mut [A],
+/// `out[k] = (x[k] * pow2) * inv`, rounded once to the output type.
+struct Unit<'a, T: Element> {
+    x: &'a [T],
+    scale: RowScale<T::Acc>,
+    out: &'a mut [T],
 }
 
-impl<A: Real> Kernel<A> for Unit<'_, A> {
+impl<T: Element> Kernel<T::Acc> for Unit<'_, T> {
     type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd<A>>(self) {
-        for (out, &x) in self.out.iter_mut().zip(self.x) {
-            *out = (x * self.scale.pow2) * self.scale.inv;
-        }
-    }
-}
-
-/// Turns `g`, the gradient with respect to a unit row, into the one with respect to the raw row `x`, in place:
-/// `(g − u (u · g)) / |x|` with `u` the unit row.
-pub(super) struct Jacobian<'a, A> {
-    pub(super) x: &'a [A],
-    pub(super) scale: RowScale<A>,
-    pub(super) g: &'a mut [A],
-}
-
-impl<A: Real> Kernel<A> for Jacobian<'_, A> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd<A>>(self) {
-        const LANES: usize = 32;
-        let RowScale { pow2, inv, .. } = self.scale;
-        let mut sums = [A::ZERO; LANES];
-        let (xs, x_rest) = self.x.as_chunks::<LANES>();
-        let (gs, g_rest) = self.g.as_chunks::<LANES>();
-        for (x, g) in xs.iter().zip(gs) {
-            for l in 0..LANES {
-                sums[l] = S::mul_add_one(x[l] * pow2, g[l], sums[l]);
+    fn run<S: Simd<T::Acc>>(self) {
+        let (pow2, inv) = (S::splat(self.scale.pow2), S::splat(self.scale.inv));
+        for (x, out) in self.x.chunks(S::LANES).zip(self.out.chunks_mut(S::LANES)) {
+            if x.len() == S::LANES {
+                store::<T, S>(S::mul(S::mul(load::<T, S>(x), pow2), inv), out);
+            } else {
+                store_part::<T, S>(S::mul(S::mul(load_part::<T, S>(x), pow2), inv), out);
             }
         }
-        for (l, (&x, &g)) in x_rest.iter().zip(g_rest).enumerate() {
-            sums[l] = S::mul_add_one(x * pow2, g, sums[l]);
-        }
-        // rho = u · g, and u = (x * pow2) * inv.
-        let along = (fold(sums) * inv) * inv;
-        for (g, &x) in self.g.iter_mut().zip(self.x) {
-            // Two factors, since their product overflows for rows of subnormal numbers.
-            *g = (S::mul_add_one(x * pow2, -along, *g) * inv) * pow2;
-        }
     }
-}
-
-/// Writes or adds one row of gradient, `values` in the computing type, and counts finite values that became infinite.
-/// `buffer` is scratch.
-pub(super) fn store_row<G: Element>(
-    values: &mut [G::Acc],
-    write: WriteMode,
-    out: &mut [G],
-    buffer: &mut Vec<G::Acc>,
-) -> u32 {
-    if write == WriteMode::Accumulate {
-        let before = widen(out, buffer);
-        for (v, &before) in values.iter_mut().zip(before) {
-            *v += before;
-        }
-    }
-    narrow_into(values, out);
-    if G::DTYPE == G::Acc::DTYPE {
-        return 0;
-    }
-    let lost = |(v, o): (&G::Acc, &G)| u32::from(v.finite() && !o.to_acc().finite());
-    values.iter().zip(out.iter()).map(lost).sum()
 }
 
 /// Euclidean norm of every row: `norms[i] = √Σ_k x[i, k]²`.
@@ -247,15 +198,14 @@ pub(super) fn store_row<G: Element>(
 /// Rows are scaled by a power of two first, so that no square overflows or underflows: a row of `1e-30` or `1e30` gets
 /// the norm that it has. A zero row gets 0, a row with NaN gets NaN, otherwise a row with an infinity gets infinity.
 ///
-/// `x` is `n × d` of any element type, `norms` has `n` elements. Allocates nothing for `f32` and `f64`, one row per
-/// piece of work otherwise. The result is the same bits run to run and for every number of threads.
+/// `x` is `n × d` of any element type, `norms` has `n` elements. Allocates nothing. The result is the same bits run to run and for every number of threads.
 ///
 /// # Errors
 /// [`Error::EmptyDim`](crate::Error::EmptyDim) if `d` is 0, [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) if
 /// `norms` has another length; nothing is written then.
 pub fn row_norms<T: Element>(cpu: &Cpu, x: MatRef<'_, T>, norms: &mut [T::Acc]) -> Result<()> {
     check::row_norms("row_norms", (x.rows(), x.cols()), norms.len())?;
-    measure_rows(cpu, x, norms, |_, norm| norm);
+    cpu.each(x.rows() * x.cols(), items(x, norms), |(x, first, out)| measure_rows(cpu, x, first, out, |_, norm| norm));
     Ok(())
 }
 
@@ -263,7 +213,7 @@ pub fn row_norms<T: Element>(cpu: &Cpu, x: MatRef<'_, T>, norms: &mut [T::Acc]) 
 ///
 /// A zero row stays zero; a row with NaN or an infinity becomes all NaN. Norms are safe from overflow and underflow as
 /// in [`row_norms`]. `x` and `out` are `n × d` of the same element type; elements are computed in `T::Acc` and rounded
-/// once. Allocates one row per piece of work. Deterministic as [`row_norms`].
+/// once. Allocates nothing. Deterministic as [`row_norms`].
 ///
 /// # Errors
 /// [`Error::EmptyDim`](crate::Error::EmptyDim) if `d` is 0, [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) if the
@@ -271,13 +221,10 @@ pub fn row_norms<T: Element>(cpu: &Cpu, x: MatRef<'_, T>, norms: &mut [T::Acc]) 
 pub fn normalize<T: Element>(cpu: &Cpu, x: MatRef<'_, T>, out: MatMut<'_, T>) -> Result<()> {
     check::normalize("normalize", (x.rows(), x.cols()), (out.rows(), out.cols()))?;
     cpu.each(x.rows() * x.cols(), bands(out, ROWS_PER_ITEM), |(first, mut out)| {
-        let mut buffer = Vec::new();
-        let mut unit = vec![T::Acc::ZERO; x.cols()];
         for r in 0..out.rows() {
-            let row = widen(x.row(first + r), &mut buffer);
+            let row = x.row(first + r);
             let (scale, _) = measure(cpu, row);
-            cpu.isa().run(Unit { x: row, scale, out: &mut unit });
-            narrow_into(&unit, out.row_mut(r));
+            cpu.isa().run(Unit { x: row, scale, out: out.row_mut(r) });
         }
     });
     Ok(())
@@ -287,7 +234,8 @@ pub fn normalize<T: Element>(cpu: &Cpu, x: MatRef<'_, T>, out: MatMut<'_, T>) ->
 ///
 /// `x` are the raw rows, `grad_unit` the gradient `g` with respect to the unit rows, in `T::Acc`; all three are
 /// `n × d`. `dx` is written in `T` or in `T::Acc`. A zero row gets the gradient 0 whatever `g` is (nothing is added to
-/// it when accumulating); a row with NaN or an infinity gets NaN. Allocates two rows per piece of work. Deterministic
+/// it when accumulating); a row with NaN or an infinity gets NaN. Takes one row of scratch memory per thread from
+/// the handle. Deterministic
 /// as [`row_norms`].
 ///
 /// # Errors
@@ -304,26 +252,15 @@ pub fn normalize_backward<T: Element, G: GradientOf<T>>(
     let unit_extent = (grad_unit.rows(), grad_unit.cols());
     check::normalize_backward("normalize_backward", extent, unit_extent, (dx.rows(), dx.cols()))?;
     cpu.each(x.rows() * x.cols(), bands(dx, ROWS_PER_ITEM), |(first, mut dx)| {
-        let (mut buffer, mut out_buffer) = (Vec::new(), Vec::new());
-        let mut g = vec![T::Acc::ZERO; x.cols()];
+        let mut g = cpu.scratch::<T::Acc>(x.cols());
         for r in 0..dx.rows() {
-            let row = widen(x.row(first + r), &mut buffer);
+            let row = x.row(first + r);
             let (scale, _) = measure(cpu, row);
-            widen_into(grad_unit.row(first + r), &mut g);
-            through_norm(cpu, row, scale, &mut g);
-            store_row(&mut g, write, dx.row_mut(r), &mut out_buffer);
+            let unit = Term { row: grad_unit.row(first + r), pow2: T::Acc::ONE, factor: T::Acc::ONE };
+            write_gradient(cpu, &[unit], Some((row, scale)), &mut g, write, dx.row_mut(r));
         }
     });
     Ok(())
-}
-
-/// [`Jacobian`] with the rule for zero rows.
-pub(super) fn through_norm<A: Accum>(cpu: &Cpu, x: &[A], scale: RowScale<A>, g: &mut [A]) {
-    if scale.kind == RowKind::Zero {
-        g.fill(A::ZERO);
-    } else {
-        cpu.isa().run(Jacobian { x, scale, g });
-    }
 }
 
 #[cfg(test)]

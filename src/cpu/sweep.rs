@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::pack::{Columns, Panels, Rows, pack_band};
 use super::pool::Cpu;
+use super::product::{Diagonal, K_BLOCK, Multiply};
 use super::real::Real;
-use super::tile::{Diagonal, K_BLOCK, Multiply};
 use crate::dtype::Element;
 
 /// How a similarity matrix is cut. It follows from the shape alone (and the size of a register tile), never from the
@@ -88,7 +88,6 @@ pub(super) fn sweep_piece<T: Element>(
     let mut scratch = cpu.scratch::<T::Acc>(band_len + plan.band * plan.block);
     let (band, tile) = scratch.split_at_mut(band_len);
     let mut inv = vec![T::Acc::ZERO; plan.band];
-    let mut buffer = Vec::new();
     for row in piece.rows.clone().step_by(plan.band) {
         let rows = row..(row + plan.band).min(piece.rows.end);
         let padded = rows.len().next_multiple_of(mr);
@@ -100,7 +99,7 @@ pub(super) fn sweep_piece<T: Element>(
                 continue;
             }
             if !packed {
-                pack_band(cpu, x, rows.clone(), band, &mut inv[..padded], &mut buffer);
+                pack_band(cpu, x, rows.clone(), band, &mut inv[..padded]);
                 packed = true;
             }
             let ld = cols.len().next_multiple_of(nr);
@@ -162,7 +161,7 @@ pub(super) fn diagonal<T: Element>(cpu: &Cpu, x: Rows<'_, T>, columns: &mut Colu
             let padded = rows.len().next_multiple_of(mr);
             let mut band = cpu.scratch::<T::Acc>(blocks * padded * K_BLOCK);
             let mut inv = vec![T::Acc::ZERO; padded];
-            pack_band(cpu, x, rows, &mut band, &mut inv, &mut Vec::new());
+            pack_band(cpu, x, rows, &mut band, &mut inv);
             let scale = col_inv.map(|c| (&inv[..], c));
             cpu.isa().run(Diagonal { band: &band, panels: packed, depth, first, scale, out });
         });

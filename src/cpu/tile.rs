@@ -1,25 +1,20 @@
-//! Run-time choice of the instruction set, and the register-blocked product of packed tiles.
+//! Run-time choice of the instruction set, and its vectors.
 //!
 //! This is the only file with intrinsics. A [`Kernel`] is a loop written once in safe code; [`Isa::run`] compiles it
 //! for every instruction set and calls the one that this machine has.
-//!
-//! A similarity is the sum over blocks of [`K_BLOCK`] features, in ascending order, of one sequential multiply-add
-//! chain per block. Nothing else enters: tiles at the edge are padded with zero rows, never with shorter chains. So a
-//! similarity does not depend on where in a tile it sits, on the shape of the problem, or on the threads. A single
-//! chain over all features would keep that too, but its rounding error grows with the partial sum: at 1024 features and
-//! a similarity of 1 it passes 1e-6, the blocked sum stays below half of that.
 
+use bytemuck::Zeroable;
+use half::{bf16, f16};
+
+use super::product::{Stage, register_tile};
 use super::real::Real;
-
-/// Features per multiply-add chain. A panel of `Y` of this depth (16 KiB) stays in the first-level cache while all
-/// panels of a band of `X` pass over it.
-pub(crate) const K_BLOCK: usize = 128;
+use crate::dtype::{Accum, DType, Element};
 
 /// Vector operations of one instruction set on one element type.
 ///
 /// The implementations other than the portable one may be called only on a machine with that instruction set, which
 /// [`Isa::run`] guarantees: it is the one place that hands them to a [`Kernel`].
-pub trait Simd<A>: 'static {
+pub trait Simd<A>: Sized + 'static {
     type V: Copy;
     /// Elements of a `V`.
     const LANES: usize;
@@ -42,6 +37,52 @@ pub trait Simd<A>: 'static {
     fn mul_add_one(a: A, b: A, c: A) -> A;
     /// One register tile: see [`register_tile`].
     fn micro(a: &[A], b: &[A], out: &mut [A], ld: usize, stage: Stage<'_, A>);
+    /// `dst[k * dst_ld + r] = src[r * src_ld + k]` for `r, k < 8`.
+    #[inline(always)]
+    fn transpose_8x8(src: &[A], src_ld: usize, dst: &mut [A], dst_ld: usize)
+    where
+        A: Copy,
+    {
+        for r in 0..8 {
+            for k in 0..8 {
+                dst[k * dst_ld + r] = src[r * src_ld + k];
+            }
+        }
+    }
+    /// Widens the first `LANES` elements.
+    #[inline(always)]
+    fn load_f16(x: &[f16]) -> Self::V
+    where
+        A: Accum,
+    {
+        Self::load(&each_lane(x, |x| A::from_f64(x.to_f64())))
+    }
+    /// Widens the first `LANES` elements.
+    #[inline(always)]
+    fn load_bf16(x: &[bf16]) -> Self::V
+    where
+        A: Accum,
+    {
+        Self::load(&each_lane(x, |x| A::from_f64(x.to_f64())))
+    }
+    /// Rounds to nearest even.
+    #[inline(always)]
+    fn store_f16(v: Self::V, x: &mut [f16])
+    where
+        A: Accum,
+    {
+        let rounded = each_lane(&lanes::<A, Self>(v), |v| f16::from_f64(v.to_f64()));
+        x[..Self::LANES].copy_from_slice(&rounded[..Self::LANES]);
+    }
+    /// Rounds to nearest even.
+    #[inline(always)]
+    fn store_bf16(v: Self::V, x: &mut [bf16])
+    where
+        A: Accum,
+    {
+        let rounded = each_lane(&lanes::<A, Self>(v), |v| bf16::from_f64(v.to_f64()));
+        x[..Self::LANES].copy_from_slice(&rounded[..Self::LANES]);
+    }
 }
 
 /// The instruction sets of an element type.
@@ -51,6 +92,60 @@ pub trait Lanes: Sized {
     #[cfg(target_arch = "x86_64")]
     type Avx2: Simd<Self>;
     type Portable: Simd<Self>;
+}
+
+/// Most lanes of any vector.
+pub(crate) const MAX_LANES: usize = 16;
+
+#[inline(always)]
+fn each_lane<I: Copy, O: Zeroable + Copy>(x: &[I], convert: impl Fn(I) -> O) -> [O; MAX_LANES] {
+    let mut converted = [O::zeroed(); MAX_LANES];
+    converted.iter_mut().zip(x).for_each(|(o, &i)| *o = convert(i));
+    converted
+}
+
+/// The first `LANES` elements in the computing type.
+#[inline(always)]
+pub(crate) fn load<T: Element, S: Simd<T::Acc>>(x: &[T]) -> S::V {
+    match T::DTYPE {
+        DType::F16 => S::load_f16(bytemuck::cast_slice(x)),
+        DType::Bf16 => S::load_bf16(bytemuck::cast_slice(x)),
+        DType::F32 | DType::F64 => S::load(bytemuck::cast_slice(x)),
+    }
+}
+
+/// Up to `LANES` elements, and zeros behind them.
+#[inline(always)]
+pub(crate) fn load_part<T: Element, S: Simd<T::Acc>>(x: &[T]) -> S::V {
+    let mut padded = [T::zeroed(); MAX_LANES];
+    padded[..x.len()].copy_from_slice(x);
+    load::<T, S>(&padded)
+}
+
+/// Rounds to the first `LANES` elements.
+#[inline(always)]
+pub(crate) fn store<O: Element, S: Simd<O::Acc>>(v: S::V, x: &mut [O]) {
+    match O::DTYPE {
+        DType::F16 => S::store_f16(v, bytemuck::cast_slice_mut(x)),
+        DType::Bf16 => S::store_bf16(v, bytemuck::cast_slice_mut(x)),
+        DType::F32 | DType::F64 => S::store(v, bytemuck::cast_slice_mut(x)),
+    }
+}
+
+/// Rounds to all elements, up to `LANES`.
+#[inline(always)]
+pub(crate) fn store_part<O: Element, S: Simd<O::Acc>>(v: S::V, x: &mut [O]) {
+    let mut padded = [O::zeroed(); MAX_LANES];
+    store::<O, S>(v, &mut padded);
+    x.copy_from_slice(&padded[..x.len()]);
+}
+
+/// The lanes of a vector, and zeros behind them.
+#[inline(always)]
+pub(crate) fn lanes<A: Accum, S: Simd<A>>(v: S::V) -> [A; MAX_LANES] {
+    let mut lanes = [A::ZERO; MAX_LANES];
+    S::store(v, &mut lanes);
+    lanes
 }
 
 /// A loop to be compiled for every instruction set. `run` and all it calls must be `#[inline(always)]`, or else the
@@ -79,7 +174,8 @@ impl Isa {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             let avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
@@ -139,205 +235,6 @@ impl Isa {
     }
 }
 
-/// What a register tile does with its sums.
-#[derive(Clone, Copy)]
-pub struct Stage<'a, A> {
-    /// The first block of features overwrites the tile, later ones add to it.
-    pub first: bool,
-    /// After the last block: factors per row and per column of the tile, applied as `sum * (row * column)`.
-    pub scale: Option<(&'a [A], &'a [A])>,
-}
-
-/// `out[r, c] (+)= Σ_k a[r, k] b[k, c]` for `MR` rows and `NV` vectors of columns, then the scaling of `stage`.
-///
-/// `a` is `(MR, K_BLOCK)`, `b` is `(k, NR)` for any `k` up to `K_BLOCK`, `out` has row stride `ld`.
-#[inline(always)]
-fn register_tile<A: Real, S: Simd<A>, const MR: usize, const NV: usize>(
-    a: &[A],
-    b: &[A],
-    out: &mut [A],
-    ld: usize,
-    stage: Stage<'_, A>,
-) {
-    let (a, _) = a.as_chunks::<K_BLOCK>();
-    let Ok(a) = <&[[A; K_BLOCK]; MR]>::try_from(a) else { return };
-    let mut acc = [[S::splat(A::ZERO); NV]; MR];
-    for (k, b) in (0..K_BLOCK).zip(b.chunks_exact(NV * S::LANES)) {
-        let mut columns = [S::splat(A::ZERO); NV];
-        for (v, column) in columns.iter_mut().enumerate() {
-            *column = S::load(&b[v * S::LANES..]);
-        }
-        for r in 0..MR {
-            let x = S::splat(a[r][k]);
-            for v in 0..NV {
-                acc[r][v] = S::mul_add(x, columns[v], acc[r][v]);
-            }
-        }
-    }
-    for r in 0..MR {
-        for v in 0..NV {
-            let out = &mut out[r * ld + v * S::LANES..][..S::LANES];
-            let mut sum = if stage.first { acc[r][v] } else { S::add(S::load(out), acc[r][v]) };
-            if let Some((rows, columns)) = stage.scale {
-                sum = S::mul(sum, S::mul(S::splat(rows[r]), S::load(&columns[v * S::LANES..])));
-            }
-            S::store(sum, out);
-        }
-    }
-}
-
-/// Product of a packed band of `X` and consecutive packed panels of `Y`; kernel of [`Isa::run`].
-pub(crate) struct Multiply<'a, A> {
-    /// `(k blocks, tiles of MR rows, MR, K_BLOCK)`
-    pub(crate) band: &'a [A],
-    /// `(panels, depth, NR)`
-    pub(crate) panels: &'a [A],
-    /// Features.
-    pub(crate) depth: usize,
-    /// `(tiles * MR, panels * NR)`, row stride `panels * NR`.
-    pub(crate) out: &'a mut [A],
-    /// Factors per row and per column of `out`.
-    pub(crate) scale: Option<(&'a [A], &'a [A])>,
-}
-
-impl<A: Real> Kernel<A> for Multiply<'_, A> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd<A>>(self) {
-        let blocks = self.depth.div_ceil(K_BLOCK);
-        let tile_len = S::MR * K_BLOCK;
-        let ld = self.panels.len() / self.depth;
-        for (block, slab) in self.band.chunks_exact(self.band.len() / blocks).enumerate() {
-            let k0 = block * K_BLOCK;
-            let k1 = self.depth.min(k0 + K_BLOCK);
-            for (p, panel) in self.panels.chunks_exact(self.depth * S::NR).enumerate() {
-                let columns = &panel[k0 * S::NR..k1 * S::NR];
-                for (t, tile) in slab.chunks_exact(tile_len).enumerate() {
-                    let scale = match self.scale {
-                        Some((rows, cols)) if k1 == self.depth => Some((&rows[t * S::MR..], &cols[p * S::NR..])),
-                        _ => None,
-                    };
-                    let stage = Stage { first: block == 0, scale };
-                    S::micro(tile, columns, &mut self.out[t * S::MR * ld + p * S::NR..], ld, stage);
-                }
-            }
-        }
-    }
-}
-
-/// The diagonal of the product alone: entry `r` of `out` is row `r` of the band times column `first + r` of the panels,
-/// with the bits that [`Multiply`] gives it. Entries whose column is beyond the panels are left alone.
-pub(crate) struct Diagonal<'a, A> {
-    /// As in [`Multiply`].
-    pub(crate) band: &'a [A],
-    /// As in [`Multiply`].
-    pub(crate) panels: &'a [A],
-    /// As in [`Multiply`].
-    pub(crate) depth: usize,
-    /// Column of the panels that belongs to row 0 of the band.
-    pub(crate) first: usize,
-    /// As in [`Multiply`], the columns' factors counted from column 0 of the panels.
-    pub(crate) scale: Option<(&'a [A], &'a [A])>,
-    /// One entry per row.
-    pub(crate) out: &'a mut [A],
-}
-
-impl<A: Real> Kernel<A> for Diagonal<'_, A> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd<A>>(self) {
-        // Rows at a time: one chain is bound by the latency of its additions, eight hide it.
-        const GROUP: usize = 8;
-        let blocks = self.depth.div_ceil(K_BLOCK);
-        let slab_len = self.band.len() / blocks;
-        for (g, out) in self.out.chunks_mut(GROUP).enumerate() {
-            let row = |l: usize| (g * GROUP + l.min(out.len() - 1)) * K_BLOCK;
-            let column = |l: usize| {
-                let c = self.first + g * GROUP + l.min(out.len() - 1);
-                c / S::NR * self.depth * S::NR + c % S::NR
-            };
-            let rows: [usize; GROUP] = std::array::from_fn(row);
-            let columns: [usize; GROUP] = std::array::from_fn(column);
-            let mut total = [A::ZERO; GROUP];
-            for block in 0..blocks {
-                let k0 = block * K_BLOCK;
-                let mut acc = [A::ZERO; GROUP];
-                for k in 0..K_BLOCK.min(self.depth - k0) {
-                    for l in 0..GROUP {
-                        let x = self.band[block * slab_len + rows[l] + k];
-                        acc[l] = S::mul_add_one(x, self.panels[columns[l] + (k0 + k) * S::NR], acc[l]);
-                    }
-                }
-                for l in 0..GROUP {
-                    total[l] = if block == 0 { acc[l] } else { total[l] + acc[l] };
-                }
-            }
-            for (l, out) in out.iter_mut().enumerate() {
-                let r = g * GROUP + l;
-                *out = match self.scale {
-                    Some((x, y)) => total[l] * (x[r] * y[self.first + r]),
-                    None => total[l],
-                };
-            }
-        }
-    }
-}
-
-/// Puts one row of `X`, times `factor`, into its place in a band: blocks of [`K_BLOCK`] features, `slab_len` apart.
-pub(crate) struct PackRow<'a, A> {
-    pub(crate) src: &'a [A],
-    pub(crate) factor: A,
-    /// The band from this row's first block on.
-    pub(crate) dst: &'a mut [A],
-    pub(crate) slab_len: usize,
-}
-
-impl<A: Real> Kernel<A> for PackRow<'_, A> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd<A>>(self) {
-        for (src, dst) in self.src.chunks(K_BLOCK).zip(self.dst.chunks_mut(self.slab_len)) {
-            for (src, dst) in src.iter().zip(dst) {
-                *dst = *src * self.factor;
-            }
-        }
-    }
-}
-
-/// Transposes up to `NR` rows of `Y`, each times its factor, into a panel `(features, NR)`; missing rows become 0.
-pub(crate) struct PackPanel<'a, A> {
-    /// Rows `ld` elements apart.
-    pub(crate) src: &'a [A],
-    pub(crate) ld: usize,
-    /// One per row.
-    pub(crate) factors: &'a [A],
-    pub(crate) dst: &'a mut [A],
-}
-
-impl<A: Real> Kernel<A> for PackPanel<'_, A> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd<A>>(self) {
-        if self.factors.len() < S::NR {
-            self.dst.fill(A::ZERO);
-        }
-        // Blocks of 16 features: the destination lines of a block stay in the cache while all rows write to them.
-        const STEP: usize = 16;
-        for (block, dst) in self.dst.chunks_mut(STEP * S::NR).enumerate() {
-            for (r, &factor) in self.factors.iter().enumerate() {
-                let src = &self.src[r * self.ld + block * STEP..][..dst.len() / S::NR];
-                for (k, x) in src.iter().enumerate() {
-                    dst[k * S::NR + r] = *x * factor;
-                }
-            }
-        }
-    }
-}
-
 /// Vectors as arrays, for machines without a better implementation here; the compiler may still use what they have.
 #[derive(Clone, Copy, Debug)]
 pub struct PortableLanes;
@@ -346,7 +243,7 @@ pub struct PortableLanes;
 /// call to a library function.
 const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 
-impl<A: Real + 'static> Simd<A> for PortableLanes {
+impl<A: Accum> Simd<A> for PortableLanes {
     type V = [A; 4];
     const LANES: usize = 4;
     const MR: usize = 4;
@@ -406,18 +303,20 @@ impl Lanes for f64 {
 mod x86 {
     use std::arch::x86_64::*;
 
+    use half::{bf16, f16};
+
     use super::{Kernel, Lanes, PortableLanes, Real, Simd, Stage, register_tile};
 
     /// # Safety
-    /// The machine has AVX-512 F, BW, DQ and VL, AVX2 and FMA.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    /// The machine has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     pub(super) unsafe fn run_avx512<A: Real, K: Kernel<A>>(kernel: K) -> K::Out {
         kernel.run::<A::Avx512>()
     }
 
     /// # Safety
-    /// The machine has AVX2 and FMA.
-    #[target_feature(enable = "avx2,fma")]
+    /// The machine has AVX2, FMA and F16C.
+    #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) unsafe fn run_avx2<A: Real, K: Kernel<A>>(kernel: K) -> K::Out {
         kernel.run::<A::Avx2>()
     }
@@ -443,7 +342,7 @@ mod x86 {
 
     macro_rules! simd {
         ($name:ident, $t:ty, $v:ty, $lanes:literal, $mr:literal, $set1:ident, $loadu:ident, $storeu:ident, $add:ident,
-         $mul:ident, $max:ident, $min:ident, $fmadd:ident) => {
+         $mul:ident, $max:ident, $min:ident, $fmadd:ident, {$($stored:item)*}) => {
             impl Simd<$t> for $name {
                 type V = $v;
                 const LANES: usize = $lanes;
@@ -499,19 +398,133 @@ mod x86 {
                 fn micro(a: &[$t], b: &[$t], out: &mut [$t], ld: usize, stage: Stage<'_, $t>) {
                     register_tile::<$t, Self, $mr, 2>(a, b, out, ld, stage);
                 }
+                $($stored)*
             }
         };
     }
     #[rustfmt::skip]
     simd!(Avx512Lanes, f32, __m512, 16, 8, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
-          _mm512_mul_ps, _mm512_max_ps, _mm512_min_ps, _mm512_fmadd_ps);
+          _mm512_mul_ps, _mm512_max_ps, _mm512_min_ps, _mm512_fmadd_ps, {
+        #[inline(always)]
+        fn transpose_8x8(src: &[f32], src_ld: usize, dst: &mut [f32], dst_ld: usize) {
+            transpose_8x8(src, src_ld, dst, dst_ld);
+        }
+        #[inline(always)]
+        fn load_f16(x: &[f16]) -> __m512 {
+            let x = &x[..16];
+            // SAFETY: `x` has the 32 bytes that are read; the machine has the instructions, see `Simd`.
+            unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+        }
+        #[inline(always)]
+        fn load_bf16(x: &[bf16]) -> __m512 {
+            let x = &x[..16];
+            // SAFETY: `x` has the 32 bytes that are read; the machine has the instructions, see `Simd`.
+            unsafe {
+                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+            }
+        }
+        #[inline(always)]
+        fn store_f16(v: __m512, x: &mut [f16]) {
+            let x = &mut x[..16];
+            // SAFETY: `x` has the 32 bytes that are written; the machine has the instructions, see `Simd`.
+            unsafe { _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_NO_EXC>(v)) }
+        }
+        #[inline(always)]
+        fn store_bf16(v: __m512, x: &mut [bf16]) {
+            let x = &mut x[..16];
+            // SAFETY: `x` has the 32 bytes that are written; the machine has the instructions, see `Simd`.
+            unsafe {
+                // Adding half a unit less the lowest kept bit rounds to even; a NaN must not carry into infinity.
+                let bits = _mm512_castps_si512(v);
+                let high = _mm512_srli_epi32::<16>(bits);
+                let half = _mm512_add_epi32(_mm512_and_si512(high, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+                let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
+                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+                let kept = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
+                _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(kept));
+            }
+        }
+    });
     #[rustfmt::skip]
     simd!(Avx512Lanes, f64, __m512d, 8, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd,
-          _mm512_mul_pd, _mm512_max_pd, _mm512_min_pd, _mm512_fmadd_pd);
+          _mm512_mul_pd, _mm512_max_pd, _mm512_min_pd, _mm512_fmadd_pd, {});
     #[rustfmt::skip]
     simd!(Avx2Lanes, f32, __m256, 8, 6, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
-          _mm256_mul_ps, _mm256_max_ps, _mm256_min_ps, _mm256_fmadd_ps);
+          _mm256_mul_ps, _mm256_max_ps, _mm256_min_ps, _mm256_fmadd_ps, {
+        #[inline(always)]
+        fn transpose_8x8(src: &[f32], src_ld: usize, dst: &mut [f32], dst_ld: usize) {
+            transpose_8x8(src, src_ld, dst, dst_ld);
+        }
+        #[inline(always)]
+        fn load_f16(x: &[f16]) -> __m256 {
+            let x = &x[..8];
+            // SAFETY: `x` has the 16 bytes that are read; the machine has the instructions, see `Simd`.
+            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())) }
+        }
+        #[inline(always)]
+        fn load_bf16(x: &[bf16]) -> __m256 {
+            let x = &x[..8];
+            // SAFETY: `x` has the 16 bytes that are read; the machine has the instructions, see `Simd`.
+            unsafe {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            }
+        }
+        #[inline(always)]
+        fn store_f16(v: __m256, x: &mut [f16]) {
+            let x = &mut x[..8];
+            // SAFETY: `x` has the 16 bytes that are written; the machine has the instructions, see `Simd`.
+            unsafe { _mm_storeu_si128(x.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+        }
+        #[inline(always)]
+        fn store_bf16(v: __m256, x: &mut [bf16]) {
+            let x = &mut x[..8];
+            // SAFETY: `x` has the 16 bytes that are written; the machine has the instructions, see `Simd`.
+            unsafe {
+                // As with 16 lanes.
+                let bits = _mm256_castps_si256(v);
+                let high = _mm256_srli_epi32::<16>(bits);
+                let half = _mm256_add_epi32(_mm256_and_si256(high, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
+                let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half));
+                let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+                let quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+                let kept = _mm256_blendv_epi8(rounded, quiet, nan);
+                let packed = _mm256_permute4x64_epi64::<0b00_00_10_00>(_mm256_packus_epi32(kept, kept));
+                _mm_storeu_si128(x.as_mut_ptr().cast(), _mm256_castsi256_si128(packed));
+            }
+        }
+    });
     #[rustfmt::skip]
     simd!(Avx2Lanes, f64, __m256d, 4, 6, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd,
-          _mm256_mul_pd, _mm256_max_pd, _mm256_min_pd, _mm256_fmadd_pd);
+          _mm256_mul_pd, _mm256_max_pd, _mm256_min_pd, _mm256_fmadd_pd, {});
+
+    /// [`Simd::transpose_8x8`] by three rounds of pairwise exchange. No closures: they would be compiled for the baseline.
+    #[inline(always)]
+    fn transpose_8x8(src: &[f32], src_ld: usize, dst: &mut [f32], dst_ld: usize) {
+        let mut rows = [<Avx2Lanes as Simd<f32>>::splat(0.0); 8];
+        for r in 0..8 {
+            rows[r] = <Avx2Lanes as Simd<f32>>::load(&src[r * src_ld..]);
+        }
+        let mut fours = rows;
+        // SAFETY: the machine has the instructions, see `Simd`.
+        unsafe {
+            for q in [0, 4] {
+                let (a, b) = (_mm256_unpacklo_ps(rows[q], rows[q + 1]), _mm256_unpackhi_ps(rows[q], rows[q + 1]));
+                let (c, d) =
+                    (_mm256_unpacklo_ps(rows[q + 2], rows[q + 3]), _mm256_unpackhi_ps(rows[q + 2], rows[q + 3]));
+                fours[q] = _mm256_shuffle_ps::<0x44>(a, c);
+                fours[q + 1] = _mm256_shuffle_ps::<0xee>(a, c);
+                fours[q + 2] = _mm256_shuffle_ps::<0x44>(b, d);
+                fours[q + 3] = _mm256_shuffle_ps::<0xee>(b, d);
+            }
+            for k in 0..4 {
+                rows[k] = _mm256_permute2f128_ps::<0x20>(fours[k], fours[k + 4]);
+                rows[k + 4] = _mm256_permute2f128_ps::<0x31>(fours[k], fours[k + 4]);
+            }
+        }
+        for k in 0..8 {
+            <Avx2Lanes as Simd<f32>>::store(rows[k], &mut dst[k * dst_ld..]);
+        }
+    }
 }

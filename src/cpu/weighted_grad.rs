@@ -3,7 +3,7 @@
 use super::gather::{Gradient, Terms, gather};
 use super::pack::Rows;
 use super::pool::Cpu;
-use super::row_norms::row_scales;
+use super::row_norms::unit_scales;
 use crate::check;
 use crate::dtype::{Element, GradientOf};
 use crate::error::Result;
@@ -46,6 +46,7 @@ pub fn weighted_grad<T: Element, G: GradientOf<T>>(
         (dx.rows(), dx.cols()),
         (dy.rows(), dy.cols()),
     )?;
+    let _awake = cpu.session((n + m + w.rows.len()).saturating_mul(x.cols()));
     let triples = w.rows.iter().zip(w.cols).zip(w.values).filter_map(|((&i, &j), &value)| {
         let (i, j) = (usize::try_from(i).ok()?, usize::try_from(j).ok()?);
         let value = T::Acc::from_f64(value.to_f64() * options.upstream);
@@ -53,8 +54,7 @@ pub fn weighted_grad<T: Element, G: GradientOf<T>>(
     });
     let by_row = Terms::new(n, triples.clone());
     let by_col = Terms::new(m, triples.clone().map(|(i, j, value)| (j, i, value)));
-    let x_scales = row_scales(cpu, x, options.normalization);
-    let y_scales = row_scales(cpu, y, options.normalization);
+    let [x_scales, y_scales] = unit_scales(cpu, x, y, options.normalization);
     let x = Rows { mat: x, scales: x_scales.as_deref() };
     let y = Rows { mat: y, scales: y_scales.as_deref() };
     let dx = Gradient { target: x, source: y, terms: &by_row, out: dx };

@@ -5,7 +5,9 @@ use cudarc::driver::{CudaStream, CudaViewMut, DevicePtrMut};
 use super::cosine_matrix::CosineMatrixParams;
 use super::gather::{self, GatherParams, GatherSide};
 use super::goal;
+use super::goal_detail;
 use super::goal_params::{GoalParams, GoalSide, ObjectiveParams, ReportPart};
+use super::goal_plan;
 use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::mine::MineParams;
@@ -88,10 +90,11 @@ fn constants() -> Vec<u32> {
         weighted_grad::INVERT_THREADS,
         gather::MAX_THREADS as u32,
         gather::COLUMNS as u32,
-        goal::ANCHORS as u32,
+        goal_plan::ANCHORS as u32,
         goal::THREADS,
-        goal::TICKETS as u32,
-        goal::DETAIL_PLANES as u32,
+        plan::MAX_SPLITS as u32,
+        goal_plan::TICKETS as u32,
+        goal_detail::DETAIL_PLANES as u32,
         size_of::<ReportPart>() as u32,
         plan::TILE as u32,
         plan::TILE_BLOCK,

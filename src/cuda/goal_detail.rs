@@ -1,7 +1,9 @@
 //! The anatomy of a GOAL step as the device writes it.
 
-use super::goal::DETAIL_PLANES;
 use crate::outputs::{AnchorDetail, StepDetail};
+
+/// Planes of a direction's anatomy; `kDetailPlanes` in `kernels/params/goal.h`.
+pub(crate) const DETAIL_PLANES: usize = 10;
 
 /// Words (`u32`) that [`goal_step_detail`](super::goal_step_detail) writes for `n` pairs: ten planes of `n` for each
 /// direction, and the similarities of the pairs.

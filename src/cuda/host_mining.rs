@@ -2,7 +2,7 @@
 
 use super::cosine_matrix::{RawCosineMatrix, cosine_matrix_raw, cosine_matrix_workspace_bytes};
 use super::descriptor::{RawBatch, RawBuf};
-use super::goal::RawGroups;
+use super::goal_plan::RawGroups;
 use super::host::{Cuda, upload_groups, widen};
 use super::host_memory::{Buffer, Session};
 use super::mine::{RawHardest, RawMine, mine_raw, mine_workspace_bytes};

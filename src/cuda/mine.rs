@@ -3,7 +3,8 @@
 use cudarc::driver::{CudaStream, CudaViewMut};
 
 use super::descriptor::{Named, RawBuf, RawMat, check_disjoint, check_extent};
-use super::goal::{DeviceGroups, RawGroups};
+use super::goal::DeviceGroups;
+use super::goal_plan::RawGroups;
 use super::kernels::Kernels;
 pub(crate) use super::plan::Splits;
 use super::prepare::{Prepare, Wants};

@@ -6,6 +6,10 @@
 //!
 //! The first two only enqueue: they run on the caller's stream, write to the caller's outputs and workspace, allocate
 //! nothing, never synchronise, and can be captured into a graph.
+//!
+//! To capture through views, switch cudarc's event tracking off (`CudaContext::disable_event_tracking`) before the slices
+//! are made, or use streams that cudarc does not own: otherwise the use of a slice waits for events that were recorded
+//! outside the capture, which the driver refuses. [`raw`] has no events.
 
 pub mod host;
 pub mod probe;
@@ -20,6 +24,7 @@ mod gather;
 mod goal;
 mod goal_detail;
 mod goal_params;
+mod goal_plan;
 mod host_memory;
 mod host_mining;
 mod image;
@@ -38,10 +43,9 @@ mod workspace;
 
 pub use cosine_matrix::{cosine_matrix, cosine_matrix_workspace_bytes};
 pub use descriptor::{RawBatch, RawBuf, RawMat};
-pub use goal::{
-    DeviceGroups, DeviceStepOptions, GOAL_STEP_LAUNCHES, goal_step, goal_step_detail, goal_step_workspace_bytes,
-};
+pub use goal::{DeviceGroups, DeviceStepOptions, GOAL_STEP_LAUNCHES, goal_step, goal_step_detail};
 pub use goal_detail::{goal_detail_from_words, goal_detail_len};
+pub use goal_plan::goal_step_workspace_bytes;
 pub use kernels::Kernels;
 pub use mine::{DeviceHardest, DeviceMineOptions, DeviceMined, mine, mine_workspace_bytes};
 pub use probe::{DeviceFacts, driver_present, open_context};
@@ -60,7 +64,8 @@ pub use workspace::WORKSPACE_ALIGN;
 pub mod raw {
     pub use super::cosine_matrix::{RawCosineMatrix, cosine_matrix_raw as cosine_matrix};
     pub use super::gather::RawUpstream;
-    pub use super::goal::{RawGoalStep, RawGroups, goal_step_raw as goal_step};
+    pub use super::goal::goal_step_raw as goal_step;
+    pub use super::goal_plan::{RawGoalStep, RawGroups};
     pub use super::mine::{RawHardest, RawMine, mine_raw as mine};
     pub use super::ranks::{RawRanks, ranks_raw as ranks};
     pub use super::row_norms::raw::{normalize, normalize_backward, row_norms};

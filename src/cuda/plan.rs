@@ -10,7 +10,7 @@ pub(crate) const TILE_SHARED_BYTES: u32 = 98_304;
 
 /// The most parts that the tiles of one direction are dealt to. 16 x 16 blocks keep every device of up to 256
 /// multiprocessors busy, and 16 partial results per row are quick to merge.
-const MAX_SPLITS: usize = 16;
+pub(crate) const MAX_SPLITS: usize = 16;
 
 /// Tiles along an extent.
 pub(crate) const fn tiles(extent: usize) -> usize {

@@ -3,7 +3,8 @@
 use cudarc::driver::{CudaStream, CudaViewMut};
 
 use super::descriptor::{RawBuf, RawMat, check_disjoint, check_extent};
-use super::goal::{DeviceGroups, RawGroups};
+use super::goal::DeviceGroups;
+use super::goal_plan::RawGroups;
 use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::mine::check_groups;

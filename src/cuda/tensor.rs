@@ -6,7 +6,8 @@ use cudarc::driver::{
 
 use super::descriptor::{RawBatch, RawBuf, RawMat};
 use super::gather::RawUpstream;
-use super::goal::{DeviceGroups, RawGroups};
+use super::goal::DeviceGroups;
+use super::goal_plan::RawGroups;
 use super::kernels::Kernels;
 use super::weighted_grad::Upstream;
 use crate::dtype::Element;
