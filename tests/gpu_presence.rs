@@ -12,13 +12,16 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
     entries.flat_map(expand).filter(|p| p.extension().is_some_and(|e| e == "rs")).collect()
 }
 
-/// Tests that run on every backend, or on CUDA only.
+/// Tests that run on every backend, or on CUDA only, which the files named `cuda_*` hold.
 fn gpu_tests() -> usize {
-    let uses = |test: &&str| test.contains("on_every_backend(") || test.contains("common::cuda()");
-    let count = |text: String| text.split("#[test]").skip(1).filter(uses).count();
+    let marks = ["on_every_backend(", "common::cuda()", "device()"];
+    let of_file = |path: &PathBuf| {
+        let cuda_only = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("cuda_"));
+        let text = std::fs::read_to_string(path).expect("a readable source");
+        text.split("#[test]").skip(1).filter(|test| cuda_only || marks.iter().any(|mark| test.contains(mark))).count()
+    };
     let all = sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"));
-    let others = all.iter().filter(|p| !p.ends_with("gpu_presence.rs"));
-    others.map(|p| count(std::fs::read_to_string(p).expect("a readable source"))).sum()
+    all.iter().filter(|path| !path.ends_with("gpu_presence.rs")).map(of_file).sum()
 }
 
 #[test]
@@ -29,7 +32,7 @@ fn cuda_is_tested_or_said_to_be_missing() {
         let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
     };
     match common::cuda() {
-        Ok(backend) => say(format!("note: {tests} tests run on {backend:?}")),
+        Ok(backend) => say(format!("note: {tests} tests run on {} too", backend.name())),
         Err(reason) => {
             assert!(!common::gpu_required(), "SIMGRAD_REQUIRE_GPU is set, but CUDA cannot be used: {reason}");
             say(format!("note: {tests} GPU tests were skipped (they ran on the CPU only): {reason}"));
