@@ -3,6 +3,9 @@
 //!
 //! `cargo bench --bench goal`, or a part: `cargo bench --bench goal -- goal/cpu/f32/n128`
 
+mod common;
+
+use common::{Shape, announce_cpu, named_group, shapes};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 use simgrad::cpu::{self, Cpu};
@@ -10,8 +13,6 @@ use simgrad::{
     BatchMut, CosineOptions, Element, GradOptions, GradientOf, MatMut, MatRef, Objective, PairWeight, StepOptions,
     TripletWeight, WeightTriples,
 };
-
-const SHAPES: [(usize, usize); 6] = [(128, 256), (128, 1024), (1024, 256), (1024, 1024), (4096, 256), (4096, 1024)];
 
 /// Reproducible rows with a common part, so that pairs are similar.
 fn batch<T: Element>(n: usize, d: usize) -> (Vec<T>, Vec<T>) {
@@ -31,12 +32,11 @@ fn batch<T: Element>(n: usize, d: usize) -> (Vec<T>, Vec<T>) {
 }
 
 fn step<T: Element, G: GradientOf<T>>(c: &mut Criterion, cpu: &Cpu, group: &str, objective: &Objective) {
-    let mut group = c.benchmark_group(group);
-    for (n, d) in SHAPES {
+    let mut group = named_group(c, group);
+    for Shape { n, d } in shapes() {
         let (x, y) = batch::<T>(n, d);
         let (mut dx, mut dy) = (vec![G::from_f64(0.0); n * d], vec![G::from_f64(0.0); n * d]);
         group.throughput(Throughput::Elements(n as u64));
-        group.sample_size(if n > 1000 { 10 } else { 50 });
         group.bench_function(BenchmarkId::from_parameter(format!("n{n}_d{d}")), |b| {
             b.iter(|| {
                 let (x, y) = (MatRef::new(&x, n, d).unwrap(), MatRef::new(&y, n, d).unwrap());
@@ -88,12 +88,11 @@ fn composed_step(cpu: &Cpu, n: usize, d: usize, xy: [&[f32]; 2], s: &mut [f32], 
 }
 
 fn composed(c: &mut Criterion, cpu: &Cpu) {
-    let mut group = c.benchmark_group("goal/composed/f32");
-    for (n, d) in SHAPES {
+    let mut group = named_group(c, "goal/composed/f32");
+    for Shape { n, d } in shapes() {
         let (x, y) = batch::<f32>(n, d);
         let (mut dx, mut dy, mut s) = (vec![0f32; n * d], vec![0f32; n * d], vec![0f32; n * n]);
         group.throughput(Throughput::Elements(n as u64));
-        group.sample_size(if n > 1000 { 10 } else { 50 });
         group.bench_function(BenchmarkId::from_parameter(format!("n{n}_d{d}")), |b| {
             b.iter(|| composed_step(cpu, n, d, [&x, &y], &mut s, [&mut dx, &mut dy]));
         });
@@ -102,6 +101,7 @@ fn composed(c: &mut Criterion, cpu: &Cpu) {
 }
 
 fn benches(c: &mut Criterion) {
+    announce_cpu();
     let cpu = Cpu::new();
     let hinge = Objective::new(TripletWeight::Hinge { margin: 0.2 }, PairWeight::Con).unwrap();
     step::<f32, f32>(c, &cpu, "goal/cpu/f32", &hinge);

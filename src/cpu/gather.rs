@@ -202,10 +202,13 @@ fn dot<T: Element, S: Simd<T::Acc>>(x: &[T], pow2: T::Acc, g: &[T::Acc]) -> T::A
     fold(lanes::<T::Acc, S>(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]))))
 }
 
+/// A row, its scale, and `(x * pow2) · g`.
+type Along<'a, T, A> = (&'a [T], RowScale<A>, A);
+
 /// The Jacobian, given `(x * pow2) · g`, and the write to the output type.
 struct Finish<'a, T: Element, G: Element<Acc = T::Acc>> {
     g: &'a mut [T::Acc],
-    through: Option<(&'a [T], RowScale<T::Acc>, T::Acc)>,
+    through: Option<Along<'a, T, T::Acc>>,
     accumulate: bool,
     out: &'a mut [G],
 }
