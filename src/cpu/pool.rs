@@ -140,9 +140,21 @@ impl Cpu {
         I: DoubleEndedIterator + Send,
         F: Fn(I::Item) + Sync,
     {
+        self.each_with(work, items, || (), |(), item| f(item));
+    }
+
+    /// As [`Self::each`], with something that each thread makes once and then lends to every item it takes.
+    pub(super) fn each_with<I, S, F>(&self, work: usize, items: I, start: impl Fn() -> S + Sync, f: F)
+    where
+        I: DoubleEndedIterator + Send,
+        F: Fn(&mut S, I::Item) + Sync,
+    {
         let pool = match &self.inner.pool {
             Some(pool) if work >= WORTH_A_TASK => pool,
-            _ => return items.for_each(f),
+            _ => {
+                let mut own = start();
+                return items.for_each(|item| f(&mut own, item));
+            }
         };
         let helpers = || match self.inner.threads - 1 {
             all if work >= WORTH_WAKING => all,
@@ -152,34 +164,36 @@ impl Cpu {
         let next = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
         let next_back = || items.lock().unwrap_or_else(PoisonError::into_inner).next_back();
         let left = AtomicUsize::new(0);
-        let mut asked = 0;
+        let (mut own, mut asked) = (start(), 0);
         pool.in_place_scope(|scope| {
             while let Some(item) = next() {
                 // Also those that woke up since the last item.
                 while asked < helpers() {
                     asked += 1;
                     scope.spawn(|_| {
+                        let mut own = start();
                         while let Some(item) = next_back() {
-                            f(item);
+                            f(&mut own, item);
                         }
+                        drop(own);
                         left.fetch_add(1, Ordering::Release);
                     });
                 }
-                f(item);
+                f(&mut own, item);
             }
             spin_until(|| left.load(Ordering::Acquire) == asked);
         });
     }
 
-    /// As [`Self::each`], for `count` items known by their number, with the results in their order.
-    pub(super) fn map<R, F>(&self, work: usize, count: usize, f: F) -> Vec<R>
+    /// As [`Self::each_with`], for `count` items known by their number, with the results in their order.
+    pub(super) fn map_with<R, S, F>(&self, work: usize, count: usize, start: impl Fn() -> S + Sync, f: F) -> Vec<R>
     where
         R: Send,
-        F: Fn(usize) -> R + Sync,
+        F: Fn(&mut S, usize) -> R + Sync,
     {
         let mut results: Vec<Option<R>> = Vec::new();
         results.resize_with(count, || None);
-        self.each(work, results.iter_mut().enumerate(), |(i, slot)| *slot = Some(f(i)));
+        self.each_with(work, results.iter_mut().enumerate(), start, |own, (i, slot)| *slot = Some(f(own, i)));
         results.into_iter().flatten().collect()
     }
 
@@ -324,7 +338,7 @@ mod tests {
     fn map_keeps_the_order_of_its_items() {
         for threads in [1, 2, 5] {
             let cpu = Cpu::with_threads(threads).unwrap();
-            let squares = cpu.map(usize::MAX, 100, |i| i * i);
+            let squares = cpu.map_with(usize::MAX, 100, || (), |(), i| i * i);
             assert!(squares.iter().enumerate().all(|(i, &s)| s == i * i));
         }
     }

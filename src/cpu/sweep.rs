@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::pack::{Packer, Panels, Rows, SLICE_ELEMENTS, pack_band, pack_panels, slices};
-use super::pool::Cpu;
+use super::pool::{Cpu, Scratch};
 use super::product::{Diagonal, K_BLOCK, Multiply};
 use super::real::Real;
-use crate::dtype::Element;
+use crate::dtype::{Accum, Element};
 
 /// How a similarity matrix is cut. It follows from the shape alone (and the size of a register tile), never from the
 /// number of threads: statistics that are sums depend on it.
@@ -22,6 +22,8 @@ pub(super) struct Plan {
     piece_cols: usize,
     /// Whether every piece packs its own columns.
     own_panels: bool,
+    /// Bands of rows that a thread keeps in packed form.
+    kept_bands: usize,
 }
 
 /// Similarities of some rows and columns, padded to whole register tiles.
@@ -51,20 +53,23 @@ impl Plan {
         const SMALL: usize = 1 << 27;
         let work = n.saturating_mul(m).saturating_mul(depth);
         if work <= SMALL && m.saturating_mul(depth) <= SLICE_ELEMENTS {
-            Self::by_columns::<A>(cpu, n, m)
+            Self::by_columns::<A>(cpu, n, m, depth)
         } else {
             Self::by_rows::<A>(cpu, n, m)
         }
     }
 
     /// For a small matrix: pieces of all rows, so that no thread reads what another has packed.
-    fn by_columns<A: Real>(cpu: &Cpu, n: usize, m: usize) -> Self {
+    fn by_columns<A: Real>(cpu: &Cpu, n: usize, m: usize, depth: usize) -> Self {
+        /// Elements of packed rows worth keeping: half of a second-level cache of 1 MiB in `f32`.
+        const KEPT_ELEMENTS: usize = 1 << 17;
         let (mr, nr) = cpu.isa().register_rows::<A>();
         // Bands of equal size.
         let band = n.div_ceil(n.div_ceil(Self::BAND).max(1)).max(1).next_multiple_of(mr);
         let piece_cols = m.div_ceil(nr).div_ceil(Self::WANTED_PIECES).max(1) * nr;
         let piece_rows = n.next_multiple_of(band).max(band);
-        Self { band, block: 8 * nr, piece_rows, piece_cols, own_panels: true }
+        let kept_bands = if n.saturating_mul(depth) <= KEPT_ELEMENTS { n.div_ceil(band).max(1) } else { 1 };
+        Self { band, block: 8 * nr, piece_rows, piece_cols, own_panels: true, kept_bands }
     }
 
     fn by_rows<A: Real>(cpu: &Cpu, n: usize, m: usize) -> Self {
@@ -77,7 +82,7 @@ impl Plan {
         let row_pieces = n.div_ceil(piece_rows).max(1);
         let col_pieces = Self::WANTED_PIECES.div_ceil(row_pieces);
         let piece_cols = m.div_ceil(col_pieces).max(1).next_multiple_of(block);
-        Self { band, block, piece_rows, piece_cols, own_panels: false }
+        Self { band, block, piece_rows, piece_cols, own_panels: false, kept_bands: 1 }
     }
 
     /// The slices of the `m` columns that are swept one after the other.
@@ -110,8 +115,49 @@ impl Plan {
     }
 }
 
-/// Packs the columns of `piece` where no `shared` panels hold them, computes its tiles that `want` (given the rows and columns of one) asks for, and hands each to `visit`,
-/// band by band, columns ascending.
+/// What a thread keeps from one piece to the next: packed bands of `X`, and memory for a tile.
+pub(super) struct Bands<'c, A> {
+    data: Scratch<'c, A>,
+    band_len: usize,
+    inv: Vec<A>,
+    /// First row of the band in each place.
+    held: Vec<Option<usize>>,
+}
+
+impl<'c, A: Accum> Bands<'c, A> {
+    pub(super) fn new(cpu: &'c Cpu, plan: Plan, depth: usize) -> Self {
+        let band_len = depth.div_ceil(K_BLOCK) * plan.band * K_BLOCK;
+        Self {
+            data: cpu.scratch(plan.kept_bands * band_len + plan.band * plan.block),
+            band_len,
+            inv: vec![A::ZERO; plan.kept_bands * plan.band],
+            held: vec![None; plan.kept_bands],
+        }
+    }
+
+    /// The packed band of `rows`, padded to `padded` rows, its factors, and memory for a tile.
+    fn get<T: Element<Acc = A>>(
+        &mut self,
+        cpu: &Cpu,
+        plan: Plan,
+        x: Rows<'_, T>,
+        rows: &Range<usize>,
+        padded: usize,
+    ) -> (&[A], &[A], &mut [A]) {
+        let place = rows.start / plan.band % self.held.len();
+        let (bands, tile) = self.data.split_at_mut(self.held.len() * self.band_len);
+        let band = &mut bands[place * self.band_len..][..x.mat.cols().div_ceil(K_BLOCK) * padded * K_BLOCK];
+        let inv = &mut self.inv[place * plan.band..][..padded];
+        if self.held[place] != Some(rows.start) {
+            pack_band(cpu, x, rows.clone(), band, inv);
+            self.held[place] = Some(rows.start);
+        }
+        (band, inv, tile)
+    }
+}
+
+/// Computes the tiles of `piece` that `want` (given the rows and columns of one) asks for, and hands each to `visit`,
+/// band by band, columns ascending. Packs the columns where no `shared` panels hold them.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn sweep_piece<T: Element>(
     cpu: &Cpu,
@@ -119,6 +165,7 @@ pub(super) fn sweep_piece<T: Element>(
     x: Rows<'_, T>,
     y: Rows<'_, T>,
     shared: Option<&Panels<'_, T::Acc>>,
+    bands: &mut Bands<'_, T::Acc>,
     piece: &Piece,
     want: impl Fn(&Range<usize>, &Range<usize>) -> bool,
     mut visit: impl FnMut(Tile<'_, T::Acc>),
@@ -127,28 +174,19 @@ pub(super) fn sweep_piece<T: Element>(
     let depth = x.mat.cols();
     let own = shared.is_none().then(|| pack_panels(cpu, y, &piece.cols, Packer::Caller));
     let Some(panels) = shared.or(own.as_ref()) else { return };
-    let band_len = depth.div_ceil(K_BLOCK) * plan.band.min(piece.rows.len().next_multiple_of(mr)) * K_BLOCK;
-    let mut scratch = cpu.scratch::<T::Acc>(band_len + plan.band * plan.block);
-    let (band, tile) = scratch.split_at_mut(band_len);
-    let mut inv = vec![T::Acc::ZERO; plan.band];
     for row in piece.rows.clone().step_by(plan.band) {
         let rows = row..(row + plan.band).min(piece.rows.end);
         let padded = rows.len().next_multiple_of(mr);
-        let band = &mut band[..depth.div_ceil(K_BLOCK) * padded * K_BLOCK];
-        let mut packed = false;
         for col in piece.cols.clone().step_by(plan.block) {
             let cols = col..(col + plan.block).min(piece.cols.end);
             if !want(&rows, &cols) {
                 continue;
             }
-            if !packed {
-                pack_band(cpu, x, rows.clone(), band, &mut inv[..padded]);
-                packed = true;
-            }
+            let (band, inv, tile) = bands.get(cpu, plan, x, &rows, padded);
             let ld = cols.len().next_multiple_of(nr);
             let (columns, col_inv) = panels.of(&cols);
             let out = &mut tile[..padded * ld];
-            let scale = col_inv.map(|c| (&inv[..], c));
+            let scale = col_inv.map(|c| (inv, c));
             cpu.isa().run(Multiply { band, panels: columns, depth, out, scale });
             visit(Tile { data: out, ld, rows: rows.clone(), cols });
         }
@@ -172,9 +210,10 @@ pub(super) fn sweep<T: Element, P: Send>(
         let shared = plan.shared_panels(cpu, y, &cols);
         let pieces = plan.pieces(n, &cols);
         let work = n.saturating_mul(cols.len()).saturating_mul(depth);
-        let parts = cpu.map(work, pieces.len(), |p| {
+        let bands = || Bands::new(cpu, plan, depth);
+        let parts = cpu.map_with(work, pieces.len(), bands, |bands, p| {
             let mut part = start(&pieces[p]);
-            sweep_piece(cpu, plan, x, y, shared.as_ref(), &pieces[p], &want, |tile| visit(&mut part, tile));
+            sweep_piece(cpu, plan, x, y, shared.as_ref(), bands, &pieces[p], &want, |tile| visit(&mut part, tile));
             part
         });
         for (piece, part) in pieces.iter().zip(parts) {
