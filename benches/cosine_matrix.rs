@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Shape, announce_cpu, composed, embeddings, group, mat, shapes, work};
+use common::{announce_cpu, composed, embeddings, group, mat, shapes, work};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use simgrad::cpu::{self, Cpu};
@@ -35,7 +35,7 @@ fn on_cuda<T: simgrad::cuda::DeviceElement>(c: &mut Criterion, gpu: &common::gpu
     use simgrad::cuda::{self, DeviceBatch, DeviceBatchMut};
 
     let options = CosineOptions::default();
-    for shape @ Shape { n, d } in shapes() {
+    for shape @ common::Shape { n, d } in shapes() {
         let [x, y] = [1, 2].map(|seed| gpu.upload(&embeddings::<T>(shape, seed)));
         let mut s = gpu.zeros::<f32>(n * n);
         let bytes = cuda::cosine_matrix_workspace_bytes(1, n, n, d, T::DTYPE, options.normalization).unwrap();

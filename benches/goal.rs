@@ -3,15 +3,16 @@
 //!
 //! `cargo bench --bench goal`, or a part: `cargo bench --bench goal -- goal/cpu/f32/n128`
 
+mod common;
+
+use common::{Shape, announce_cpu, named_group, shapes};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 use simgrad::cpu::{self, Cpu};
 use simgrad::{
-    BatchMut, CosineOptions, Element, GradOptions, GradientOf, MatMut, MatRef, Objective, PairWeight, StepOptions,
-    TripletWeight, WeightTriples,
+    BatchMut, CosineOptions, Element, GradOptions, GradientOf, MatMut, MatRef, Normalization, Objective, PairWeight,
+    StepOptions, TripletWeight, WeightTriples,
 };
-
-const SHAPES: [(usize, usize); 6] = [(128, 256), (128, 1024), (1024, 256), (1024, 1024), (4096, 256), (4096, 1024)];
 
 /// Reproducible rows with a common part, so that pairs are similar.
 fn batch<T: Element>(n: usize, d: usize) -> (Vec<T>, Vec<T>) {
@@ -30,18 +31,38 @@ fn batch<T: Element>(n: usize, d: usize) -> (Vec<T>, Vec<T>) {
         .unzip()
 }
 
-fn step<T: Element, G: GradientOf<T>>(c: &mut Criterion, cpu: &Cpu, group: &str, objective: &Objective) {
-    let mut group = c.benchmark_group(group);
-    for (n, d) in SHAPES {
-        let (x, y) = batch::<T>(n, d);
+/// As [`batch`], divided by the rows' norms.
+fn unit_batch<T: Element>(cpu: &Cpu, n: usize, d: usize) -> (Vec<T>, Vec<T>) {
+    let (x, y) = batch::<T>(n, d);
+    let unit = |rows: Vec<T>| {
+        let mut out = rows.clone();
+        cpu::normalize(cpu, MatRef::new(&rows, n, d).unwrap(), MatMut::new(&mut out, n, d).unwrap()).unwrap();
+        out
+    };
+    (unit(x), unit(y))
+}
+
+fn step<T: Element, G: GradientOf<T>>(
+    c: &mut Criterion,
+    cpu: &Cpu,
+    group: &str,
+    objective: &Objective,
+    normalization: Normalization,
+) {
+    let mut group = named_group(c, group);
+    let options = StepOptions { normalization, ..StepOptions::default() };
+    for Shape { n, d } in shapes() {
+        let (x, y) = match normalization {
+            Normalization::L2 => batch::<T>(n, d),
+            Normalization::None => unit_batch::<T>(cpu, n, d),
+        };
         let (mut dx, mut dy) = (vec![G::from_f64(0.0); n * d], vec![G::from_f64(0.0); n * d]);
         group.throughput(Throughput::Elements(n as u64));
-        group.sample_size(if n > 1000 { 10 } else { 50 });
         group.bench_function(BenchmarkId::from_parameter(format!("n{n}_d{d}")), |b| {
             b.iter(|| {
                 let (x, y) = (MatRef::new(&x, n, d).unwrap(), MatRef::new(&y, n, d).unwrap());
                 let (dx, dy) = (MatMut::new(&mut dx, n, d).unwrap(), MatMut::new(&mut dy, n, d).unwrap());
-                cpu::goal_step(cpu, x, y, objective, &StepOptions::default(), dx, dy).unwrap()
+                cpu::goal_step(cpu, x, y, objective, &options, dx, dy).unwrap()
             });
         });
     }
@@ -88,12 +109,11 @@ fn composed_step(cpu: &Cpu, n: usize, d: usize, xy: [&[f32]; 2], s: &mut [f32], 
 }
 
 fn composed(c: &mut Criterion, cpu: &Cpu) {
-    let mut group = c.benchmark_group("goal/composed/f32");
-    for (n, d) in SHAPES {
+    let mut group = named_group(c, "goal/composed/f32");
+    for Shape { n, d } in shapes() {
         let (x, y) = batch::<f32>(n, d);
         let (mut dx, mut dy, mut s) = (vec![0f32; n * d], vec![0f32; n * d], vec![0f32; n * n]);
         group.throughput(Throughput::Elements(n as u64));
-        group.sample_size(if n > 1000 { 10 } else { 50 });
         group.bench_function(BenchmarkId::from_parameter(format!("n{n}_d{d}")), |b| {
             b.iter(|| composed_step(cpu, n, d, [&x, &y], &mut s, [&mut dx, &mut dy]));
         });
@@ -102,13 +122,16 @@ fn composed(c: &mut Criterion, cpu: &Cpu) {
 }
 
 fn benches(c: &mut Criterion) {
+    announce_cpu();
     let cpu = Cpu::new();
     let hinge = Objective::new(TripletWeight::Hinge { margin: 0.2 }, PairWeight::Con).unwrap();
-    step::<f32, f32>(c, &cpu, "goal/cpu/f32", &hinge);
-    step::<f16, f16>(c, &cpu, "goal/cpu/f16", &hinge);
-    step::<bf16, bf16>(c, &cpu, "goal/cpu/bf16", &hinge);
+    step::<f32, f32>(c, &cpu, "goal/cpu/f32", &hinge, Normalization::L2);
+    step::<f16, f16>(c, &cpu, "goal/cpu/f16", &hinge, Normalization::L2);
+    step::<bf16, bf16>(c, &cpu, "goal/cpu/bf16", &hinge, Normalization::L2);
+    // What benches/peers/numpy_step.py does: unit rows, and the gradient with respect to them.
+    step::<f32, f32>(c, &cpu, "goal/cpu/f32_unit", &hinge, Normalization::None);
     for name in ["nca-lin_ms", "nca-sig_ms"] {
-        step::<f32, f32>(c, &cpu, &format!("goal/cpu/f32/{name}"), &name.parse().unwrap());
+        step::<f32, f32>(c, &cpu, &format!("goal/cpu/f32/{name}"), &name.parse().unwrap(), Normalization::L2);
     }
     composed(c, &cpu);
 }

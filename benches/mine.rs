@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Shape, announce_cpu, composed, embeddings, group, mat, shapes, work};
+use common::{announce_cpu, composed, embeddings, group, mat, shapes, work};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use simgrad::cpu::{self, Cpu};
@@ -37,7 +37,7 @@ fn on_cuda<T: simgrad::cuda::DeviceElement>(c: &mut Criterion, gpu: &common::gpu
     use simgrad::cuda::{self, DeviceHardest, DeviceMat, DeviceMineOptions, DeviceMined};
 
     let options = DeviceMineOptions::default();
-    for shape @ Shape { n, d } in shapes() {
+    for shape @ common::Shape { n, d } in shapes() {
         let [x, y] = [1, 2].map(|seed| gpu.upload(&embeddings::<T>(shape, seed)));
         let [mut positive, mut row_value, mut col_value] = [0; 3].map(|_| gpu.zeros::<f32>(n));
         let [mut row_index, mut col_index] = [0; 2].map(|_| gpu.zeros::<i32>(n));

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Shape, announce_cpu, composed, embeddings, group, mat, shapes, work};
+use common::{announce_cpu, composed, embeddings, group, mat, shapes, work};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use simgrad::cpu::{self, Cpu};
@@ -36,7 +36,7 @@ fn on_cuda<T: simgrad::cuda::DeviceElement>(c: &mut Criterion, gpu: &common::gpu
     use simgrad::cuda::{self, DeviceMat, DeviceRanksOptions};
 
     let options = DeviceRanksOptions::default();
-    for shape @ Shape { n, d } in shapes() {
+    for shape @ common::Shape { n, d } in shapes() {
         let [x, y] = [1, 2].map(|seed| gpu.upload(&embeddings::<T>(shape, seed)));
         let [mut rows, mut cols] = [0; 2].map(|_| gpu.zeros::<i32>(n));
         let bytes = cuda::ranks_workspace_bytes(n, n, d, T::DTYPE, options.normalization, false).unwrap();

@@ -31,10 +31,16 @@ constexpr uint32_t kFlush = 64;  // terms of R+ that a lane adds up before it ad
 constexpr uint32_t kAnchorsPerWarp = kGoalAnchors / kWarps;
 static_assert(kWarps >= kGoalSplits, "a warp loads one split");
 
+// An odd number of words apart, so that the lanes of a warp meet different banks.
+struct LineSlot {
+    LineState line;
+    uint32_t odd_;
+};
+
 struct Shared {
     union {
-        LineState lines[kGoalSplits][kGoalAnchors];  // partial states of this block's anchors
-        RadixScratch<kWarps> radix;                  // of the last block
+        LineSlot slots[kGoalSplits][kGoalAnchors];  // partial states of this block's anchors
+        RadixScratch<kWarps> radix;                 // of the last block
     };
     float value[kGoalAnchors];
     float rs_pos[kGoalAnchors];
@@ -182,13 +188,13 @@ __device__ __forceinline__ LineState merged_anchor(const GoalParams& p, const Go
     const uint32_t i = blockIdx.x * kGoalAnchors + lane_id();
     const uint32_t split = warp_id();
     if (split < s.splits && i < p.n) {
-        shared.lines[split][lane_id()] = load_line(s.parts, s.splits, p.n, split, i, p.stats);
+        shared.slots[split][lane_id()].line = load_line(s.parts, s.splits, p.n, split, i, p.stats);
     }
     __syncthreads();  // all partial states are in place
     if (!inside) return empty_line();
     const StatsRule rule{p.stats, threshold, float(p.objective.beta)};
-    LineState line = shared.lines[0][lane_id()];
-    for (uint32_t k = 1; k < s.splits; ++k) line = merge_lines(line, shared.lines[k][lane_id()], rule);
+    LineState line = shared.slots[0][lane_id()].line;
+    for (uint32_t k = 1; k < s.splits; ++k) line = merge_lines(line, shared.slots[k][lane_id()].line, rule);
     return line;
 }
 

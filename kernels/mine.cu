@@ -19,8 +19,9 @@
 //         block = 256, 98,304 bytes of dynamic shared memory.
 // Bound   tensor cores (f32: FMA), 2 n m d; written: O(n row planes + m column planes), no term in n m.
 // Order   per tile: maxima of values only, in a fixed tree; where one beats the running best strictly, the index is looked
-//         up among the registers. Tiles come in ascending order, so the lowest index wins ties. No atomics on values and
-//         no dependence on the device: identical bits between runs, devices and streams.
+//         up among the registers. Tiles come in ascending order, so the lowest index wins ties. Atomics only on places in
+//         a tile, where the lowest wins; splits by shape alone: identical bits between runs, streams, and devices of one
+//         architecture.
 // Needs   sm_80.
 #include <type_traits>
 

@@ -79,9 +79,14 @@ pub fn mat_mut<T>(data: &mut [T], shape: Shape) -> MatMut<'_, T> {
     MatMut::new(data, shape.n, shape.d).expect("the data have this shape")
 }
 
-/// A group for one operation, backend and element type, set up so that all benches together take minutes.
+/// A group for one operation, backend and element type.
 pub fn group<'c, T: Element>(c: &'c mut Criterion, op: &str, backend: &str) -> BenchmarkGroup<'c, WallTime> {
-    let mut group = c.benchmark_group(format!("{op}/{backend}/{}", T::DTYPE));
+    named_group(c, &format!("{op}/{backend}/{}", T::DTYPE))
+}
+
+/// A group set up so that all benches together take minutes.
+pub fn named_group<'c>(c: &'c mut Criterion, name: &str) -> BenchmarkGroup<'c, WallTime> {
+    let mut group = c.benchmark_group(name);
     group.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(10);
     group
 }

@@ -156,8 +156,9 @@ impl Plan {
     }
 }
 
-/// Bytes of workspace that [`goal_step`] needs for `n` pairs of `d` features of type `dtype`, whatever the alignment of the
-/// operands; with `detail`, [`goal_step_detail`]. Host arithmetic only. `O(n)` beside the padded or converted operands.
+/// Bytes of workspace that [`goal_step`](super::goal_step) needs for `n` pairs of `d` features of type `dtype`, whatever
+/// the alignment of the operands; with `detail`, [`goal_step_detail`](super::goal_step_detail). Host arithmetic only.
+/// `O(n)` beside the padded or converted operands.
 ///
 /// # Errors
 /// [`Error::TooLarge`](crate::Error::TooLarge).

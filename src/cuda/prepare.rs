@@ -121,6 +121,8 @@ impl Side {
         let source = RawBatch { batch: if m.batch_stride == 0 { m.batch.min(1) } else { m.batch }, ..*m };
         let count = source.batch.saturating_mul(source.rows);
         check_extent(op, "rows of the batch", count)?;
+        // The tile kernels count the bytes of a row in 32 bits.
+        check_extent(op, "bytes of a row", m.cols.saturating_mul(m.dtype.size()))?;
         // f16 is multiplied as it is: a power of two would push its small elements into the subnormal range.
         let as_is = !l2 || m.dtype == DType::F16;
         let scaled = l2 && m.dtype != DType::F32;
@@ -315,6 +317,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn rows_of_more_than_2_gib_are_refused() {
+        let row = |cols| {
+            let x = matrix(256, 1, cols, DType::F32);
+            let mut layout = Layout::new("test");
+            Prepare::plan(&mut layout, "test", [&x, &x], Normalization::None, &Wants::default()).map(|_| ())
+        };
+        assert_eq!(row((1 << 29) - 1), Ok(()));
+        assert!(matches!(row(1 << 29), Err(crate::Error::TooLarge { arg: "bytes of a row", .. })));
     }
 
     #[test]
