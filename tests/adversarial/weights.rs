@@ -247,10 +247,9 @@ fn a24_one_positive_of_minus_one_moves_everybodys_threshold() {
 fn hub_case(n: usize, d: usize, hub: bool) -> Case<f32> {
     let mut case = plain::<f32>(n, d, "nca-con", 12);
     if hub {
-        let row = case.y.values()[3 * d..4 * d].to_vec();
-        for i in 0..n {
-            let own = case.x.values()[i * d..][..d].to_vec();
-            case.x.set_row(i, |k| if i == 3 { own[k] } else { row[k] + 0.02 * own[k] });
+        let (x, row) = (case.x.values(), case.y.values()[3 * d..4 * d].to_vec());
+        for (i, own) in x.chunks_exact(d).enumerate().filter(|(i, _)| *i != 3) {
+            case.x.set_row(i, |k| row[k] + 0.02 * own[k]);
         }
     }
     case
@@ -287,10 +286,14 @@ fn a25_a_hub_costs_at_most_three_times_the_random_case() {
             backend.goal_step(x, y, &case.objective, &case.options(), dx.view_mut(), dy.view_mut()).expect("goal_step");
             start.elapsed()
         };
-        (0..5).map(|_| once()).min().expect("five runs")
+        (0..3).map(|_| once()).min().expect("three runs")
     };
     let cases = (hub_case(n, d, false), hub_case(n, d, true));
-    // The machine may be busy with something else: one quiet attempt of three is enough.
-    let attempts: Vec<_> = (0..3).map(|_| (best(&cases.0), best(&cases.1))).collect();
-    assert!(attempts.iter().any(|(random, hub)| *hub <= 3 * *random), "(random, hub): {attempts:?}");
+    // The machine may be busy with something else: one quiet attempt of four is enough.
+    let cheap = |attempt: u32| {
+        let (random, hub) = (best(&cases.0), best(&cases.1));
+        println!("attempt {attempt}: random {random:?}, hub {hub:?}");
+        hub <= 3 * random
+    };
+    assert!((1..=4).any(cheap), "a hub costs more than three times the random case");
 }
