@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::pack::{Columns, Rows};
+use super::pack::Rows;
 use super::pool::Cpu;
 use super::row_norms::unit_scales;
-use super::sweep::{Piece, Plan, Tile, sweep_piece};
+use super::sweep::{Bands, Piece, Plan, Tile, sweep_piece};
 use super::tile::{Kernel, Simd, load_part, store, store_part};
 use crate::check;
 use crate::dtype::Element;
@@ -82,15 +82,17 @@ fn similarities<T: Element, O: Element<Acc = T::Acc>>(
 ) {
     let [x_scales, y_scales] = unit_scales(cpu, x, y, options.normalization);
     let x = Rows { mat: x, scales: x_scales.as_deref() };
-    let mut columns = Columns::new(cpu, Rows { mat: y, scales: y_scales.as_deref() });
-    let plan = Plan::new::<T::Acc>(cpu, x.mat.rows(), columns.len());
+    let y = Rows { mat: y, scales: y_scales.as_deref() };
+    let plan = Plan::new::<T::Acc>(cpu, x.mat.rows(), y.mat.rows(), x.mat.cols());
     let scale = T::Acc::from_f64(options.scale);
-    for cols in columns.slices(plan.block) {
-        let panels = columns.panels(&cols);
+    for cols in plan.slices(y.mat.rows(), x.mat.cols()) {
+        let shared = plan.shared_panels(cpu, y, &cols);
         let pieces = out_pieces(out.reborrow(), plan.pieces(x.mat.rows(), &cols));
         let work = x.mat.rows().saturating_mul(cols.len()).saturating_mul(x.mat.cols());
-        cpu.each(work, pieces.into_iter(), |(piece, mut rows)| {
-            sweep_piece(cpu, plan, x, panels, &piece, |_, _| true, |tile| write(cpu, &piece, tile, scale, &mut rows));
+        let bands = || Bands::new(cpu, plan, x.mat.cols());
+        cpu.each_with(work, pieces.into_iter(), bands, |bands, (piece, mut rows)| {
+            let write = |tile: Tile<'_, T::Acc>| write(cpu, &piece, tile, scale, &mut rows);
+            sweep_piece(cpu, plan, x, y, shared.as_ref(), bands, &piece, |_, _| true, write);
         });
     }
 }

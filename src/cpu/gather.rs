@@ -123,7 +123,7 @@ struct Combine<'a, T: Element, U: Element<Acc = T::Acc>> {
 }
 
 /// Vectors of a gradient row that are summed together.
-const UNROLL: usize = 4;
+const UNROLL: usize = 8;
 
 impl<T: Element, U: Element<Acc = T::Acc>> Kernel<T::Acc> for Combine<'_, T, U> {
     type Out = T::Acc;
@@ -137,67 +137,65 @@ impl<T: Element, U: Element<Acc = T::Acc>> Kernel<T::Acc> for Combine<'_, T, U> 
             g.fill(T::Acc::ZERO);
         }
         for (pass, terms) in terms.chunks(GROUP).enumerate() {
-            let step = UNROLL * S::LANES;
-            for (c, g) in g.chunks_mut(step).enumerate() {
-                if g.len() == step {
-                    combine_chunk::<U, S>(terms, c * step, pass == 0, g);
-                } else {
-                    combine_rest::<U, S>(terms, c * step, pass == 0, g);
-                }
-            }
+            combine::<U, S>(terms, pass == 0, g);
         }
         target.map_or(T::Acc::ZERO, |(x, pow2)| dot::<T, S>(x, pow2, g))
     }
 }
 
+/// `g (+)= Σ (row * pow2) * factor`
 #[inline(always)]
-fn combine_chunk<U: Element, S: Simd<U::Acc>>(terms: &[Term<'_, U>], at: usize, first: bool, g: &mut [U::Acc]) {
-    let mut sums = [S::splat(U::Acc::ZERO); UNROLL];
-    if !first {
-        for (u, sum) in sums.iter_mut().enumerate() {
-            *sum = S::load(&g[u * S::LANES..]);
+fn combine<U: Element, S: Simd<U::Acc>>(terms: &[Term<'_, U>], first: bool, g: &mut [U::Acc]) {
+    let step = UNROLL * S::LANES;
+    let whole = g.len() / step * step;
+    for at in (0..whole).step_by(step) {
+        let mut sums = [S::splat(U::Acc::ZERO); UNROLL];
+        if !first {
+            for (u, sum) in sums.iter_mut().enumerate() {
+                *sum = S::load(&g[at + u * S::LANES..]);
+            }
+        }
+        for term in terms {
+            let (pow2, factor) = (S::splat(term.pow2), S::splat(term.factor));
+            let row = &term.row[at..at + step];
+            for (u, sum) in sums.iter_mut().enumerate() {
+                let x = S::mul(load::<U, S>(&row[u * S::LANES..]), pow2);
+                *sum = S::mul_add(x, factor, *sum);
+            }
+        }
+        let g = &mut g[at..at + step];
+        for (u, sum) in sums.into_iter().enumerate() {
+            S::store(sum, &mut g[u * S::LANES..]);
         }
     }
-    for term in terms {
-        let (pow2, factor) = (S::splat(term.pow2), S::splat(term.factor));
-        let row = &term.row[at..at + UNROLL * S::LANES];
-        for (u, sum) in sums.iter_mut().enumerate() {
-            let x = S::mul(load::<U, S>(&row[u * S::LANES..]), pow2);
-            *sum = S::mul_add(x, factor, *sum);
-        }
-    }
-    for (u, sum) in sums.into_iter().enumerate() {
-        S::store(sum, &mut g[u * S::LANES..]);
-    }
-}
-
-#[inline(always)]
-fn combine_rest<U: Element, S: Simd<U::Acc>>(terms: &[Term<'_, U>], at: usize, first: bool, g: &mut [U::Acc]) {
-    for (u, g) in g.chunks_mut(S::LANES).enumerate() {
-        let at = at + u * S::LANES;
+    for at in (whole..g.len()).step_by(S::LANES) {
+        let end = g.len().min(at + S::LANES);
+        let g = &mut g[at..end];
         let mut sum = if first { S::splat(U::Acc::ZERO) } else { load_part::<U::Acc, S>(g) };
         for term in terms {
-            let x = S::mul(load_part::<U, S>(&term.row[at..at + g.len()]), S::splat(term.pow2));
+            let x = S::mul(load_part::<U, S>(&term.row[at..end]), S::splat(term.pow2));
             sum = S::mul_add(x, S::splat(term.factor), sum);
         }
         store_part::<U::Acc, S>(sum, g);
     }
 }
 
+/// `(x * pow2) · g`
 #[inline(always)]
 fn dot<T: Element, S: Simd<T::Acc>>(x: &[T], pow2: T::Acc, g: &[T::Acc]) -> T::Acc {
+    const SUMS: usize = 4;
     let pow2 = S::splat(pow2);
-    let mut sums = [S::splat(T::Acc::ZERO); UNROLL];
-    let step = UNROLL * S::LANES;
-    for (x, g) in x.chunks(step).zip(g.chunks(step)) {
-        for ((x, g), sum) in x.chunks(S::LANES).zip(g.chunks(S::LANES)).zip(&mut sums) {
-            let (x, g) = if x.len() == S::LANES {
-                (load::<T, S>(x), S::load(g))
-            } else {
-                (load_part::<T, S>(x), load_part::<T::Acc, S>(g))
-            };
-            *sum = S::mul_add(S::mul(x, pow2), g, *sum);
+    let mut sums = [S::splat(T::Acc::ZERO); SUMS];
+    let (xs, gs) = (x.chunks_exact(SUMS * S::LANES), g.chunks_exact(SUMS * S::LANES));
+    let rest = xs.remainder().chunks(S::LANES).zip(gs.remainder().chunks(S::LANES));
+    for (x, g) in xs.zip(gs) {
+        for (u, sum) in sums.iter_mut().enumerate() {
+            let x = S::mul(load::<T, S>(&x[u * S::LANES..]), pow2);
+            *sum = S::mul_add(x, S::load(&g[u * S::LANES..]), *sum);
         }
+    }
+    for (x, g) in rest {
+        sums[0] = S::mul_add(S::mul(load_part::<T, S>(x), pow2), load_part::<T::Acc, S>(g), sums[0]);
     }
     fold(lanes::<T::Acc, S>(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]))))
 }
@@ -224,34 +222,46 @@ impl<T: Element, G: Element<Acc = T::Acc>> Kernel<T::Acc> for Finish<'_, T, G> {
             // for rows of subnormal numbers.
             let along = (along * scale.inv) * scale.inv;
             let (pow2, inv, along) = (S::splat(scale.pow2), S::splat(scale.inv), S::splat(-along));
-            for (x, g) in x.chunks(S::LANES).zip(g.chunks_mut(S::LANES)) {
-                if x.len() == S::LANES {
-                    let turned = S::mul_add(S::mul(load::<T, S>(x), pow2), along, S::load(g));
-                    S::store(S::mul(S::mul(turned, inv), pow2), g);
+            for at in (0..g.len()).step_by(S::LANES) {
+                let end = g.len().min(at + S::LANES);
+                if end - at == S::LANES {
+                    let turned = S::mul_add(S::mul(load::<T, S>(&x[at..end]), pow2), along, S::load(&g[at..end]));
+                    put::<G, S>(S::mul(S::mul(turned, inv), pow2), accumulate, &mut g[at..end], &mut out[at..end]);
                 } else {
-                    let turned = S::mul_add(S::mul(load_part::<T, S>(x), pow2), along, load_part::<T::Acc, S>(g));
-                    store_part::<T::Acc, S>(S::mul(S::mul(turned, inv), pow2), g);
+                    let unit = S::mul(load_part::<T, S>(&x[at..end]), pow2);
+                    let turned = S::mul_add(unit, along, load_part::<T::Acc, S>(&g[at..end]));
+                    put_part::<G, S>(S::mul(S::mul(turned, inv), pow2), accumulate, &mut g[at..end], &mut out[at..end]);
                 }
             }
-        }
-        for (g, out) in g.chunks_mut(S::LANES).zip(out.chunks_mut(S::LANES)) {
-            if g.len() == S::LANES {
-                let sum = if accumulate { S::add(S::load(g), load::<G, S>(out)) } else { S::load(g) };
-                if G::DTYPE.size() == 2 {
-                    S::store(sum, g);
+        } else {
+            for (g, out) in g.chunks_mut(S::LANES).zip(out.chunks_mut(S::LANES)) {
+                if g.len() == S::LANES {
+                    put::<G, S>(S::load(g), accumulate, g, out);
+                } else {
+                    put_part::<G, S>(load_part::<T::Acc, S>(g), accumulate, g, out);
                 }
-                store::<G, S>(sum, out);
-            } else {
-                let mut sum = load_part::<T::Acc, S>(g);
-                if accumulate {
-                    sum = S::add(sum, load_part::<G, S>(out));
-                }
-                store_part::<T::Acc, S>(sum, g);
-                store_part::<G, S>(sum, out);
             }
         }
         lost(g, out)
     }
+}
+
+/// Writes or adds a vector of gradient. Values that the output type may round to infinity are also kept in `g`.
+#[inline(always)]
+fn put<G: Element, S: Simd<G::Acc>>(v: S::V, accumulate: bool, g: &mut [G::Acc], out: &mut [G]) {
+    let sum = if accumulate { S::add(v, load::<G, S>(out)) } else { v };
+    if G::DTYPE.size() == 2 {
+        S::store(sum, g);
+    }
+    store::<G, S>(sum, out);
+}
+
+/// [`put`] for the last elements of a row.
+#[inline(always)]
+fn put_part<G: Element, S: Simd<G::Acc>>(v: S::V, accumulate: bool, g: &mut [G::Acc], out: &mut [G]) {
+    let sum = if accumulate { S::add(v, load_part::<G, S>(out)) } else { v };
+    store_part::<G::Acc, S>(sum, g);
+    store_part::<G, S>(sum, out);
 }
 
 /// How many finite values became infinite in the output type.

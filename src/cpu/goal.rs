@@ -3,7 +3,7 @@
 use super::gather::{Gradient, Terms, gather};
 use super::mine::{Statistics, statistics};
 use super::objective::{loss, pair_weights, triplet_weight};
-use super::pack::{Columns, Rows};
+use super::pack::Rows;
 use super::pool::Cpu;
 use super::real::Real;
 use super::relative::{Direction, Positives};
@@ -58,14 +58,18 @@ impl<A: Accum> Weighing<'_, A> {
         Anchor { negative: n, triplet, w_pos, w_neg, rs_pos, rs_neg, loss: loss(self.objective, p, n) }
     }
 
-    fn anchors(&self, cpu: &Cpu, side: &Side<A>, direction: Direction) -> Vec<Anchor> {
+    /// The anchors of both directions.
+    fn anchors(&self, cpu: &Cpu, found: &Statistics<A>) -> [Vec<Anchor>; 2] {
         /// Multiply-adds that weighing one anchor takes as long as.
-        const COST: usize = 1 << 11;
-        let mut anchors = vec![Anchor::default(); side.index.len()];
-        let items = anchors.chunks_mut(ANCHORS_PER_ITEM).enumerate();
-        cpu.each(side.index.len() * COST, items, |(item, anchors)| {
+        const COST: usize = 1 << 9;
+        let n = self.positive.len();
+        let mut anchors = [vec![Anchor::default(); n], vec![Anchor::default(); n]];
+        let [it, ti] = &mut anchors;
+        let rows = it.chunks_mut(ANCHORS_PER_ITEM).enumerate().map(|(c, out)| (&found.rows, Direction::Rows, c, out));
+        let cols = ti.chunks_mut(ANCHORS_PER_ITEM).enumerate().map(|(c, out)| (&found.cols, Direction::Cols, c, out));
+        cpu.each(2 * n * COST, rows.chain(cols), |(side, direction, chunk, anchors)| {
             for (a, anchor) in anchors.iter_mut().enumerate() {
-                *anchor = self.anchor(side, direction, item * ANCHORS_PER_ITEM + a);
+                *anchor = self.anchor(side, direction, chunk * ANCHORS_PER_ITEM + a);
             }
         });
         anchors
@@ -200,27 +204,24 @@ fn weigh<T: Element>(
     options: &StepOptions<'_>,
     second: bool,
 ) -> Weighed<T::Acc> {
-    let mut columns = Columns::new(cpu, y);
     let to_f64 = |values: &[T::Acc]| -> Vec<f64> { values.iter().map(|p| p.to_f64()).collect() };
     let (alpha, beta) = match objective.pair() {
         PairWeight::SigMs { alpha, beta, .. } => (Some(alpha), Some(T::Acc::from_f64(beta))),
         _ => (None, None),
     };
     let Some(eps) = objective.pair().eps() else {
-        let found = statistics(cpu, x, &mut columns, options.groups, &Collect { second, set: None });
+        let found = statistics(cpu, x, y, options.groups, &Collect { second, set: None });
         let positive = to_f64(&found.positive);
         let weighing = Weighing { objective, positive: &positive, relative: None };
-        let it = weighing.anchors(cpu, &found.rows, Direction::Rows);
-        let ti = weighing.anchors(cpu, &found.cols, Direction::Cols);
+        let [it, ti] = weighing.anchors(cpu, &found);
         return Weighed { found, it, ti, positive };
     };
-    let positive = to_f64(&diagonal(cpu, x, &mut columns));
+    let positive = to_f64(&diagonal(cpu, x, y));
     let positives = Positives::new(&positive, alpha, options.groups);
     let set = NegativeSet { threshold: T::Acc::at_least(positives.lowest() - eps), beta };
-    let found = statistics(cpu, x, &mut columns, options.groups, &Collect { second, set: Some(set) });
+    let found = statistics(cpu, x, y, options.groups, &Collect { second, set: Some(set) });
     let weighing = Weighing { objective, positive: &positive, relative: Some((&positives, set, eps)) };
-    let it = weighing.anchors(cpu, &found.rows, Direction::Rows);
-    let ti = weighing.anchors(cpu, &found.cols, Direction::Cols);
+    let [it, ti] = weighing.anchors(cpu, &found);
     drop(positives);
     Weighed { found, it, ti, positive }
 }
@@ -239,14 +240,13 @@ fn step<T: Element, G: GradientOf<T>>(
     second: bool,
 ) -> Result<(StepReport, Weighed<T::Acc>)> {
     let ids = options.groups.map(|g| (g.rows.len(), g.cols.len()));
-    let extent = |rows, cols| (rows, cols);
     check::goal_step(
         op,
-        extent(x.rows(), x.cols()),
-        extent(y.rows(), y.cols()),
+        (x.rows(), x.cols()),
+        (y.rows(), y.cols()),
         ids,
-        extent(dx.rows(), dx.cols()),
-        extent(dy.rows(), dy.cols()),
+        (dx.rows(), dx.cols()),
+        (dy.rows(), dy.cols()),
     )?;
     let n = x.rows();
     let _awake = cpu.session(n.saturating_mul(n).saturating_mul(x.cols()));

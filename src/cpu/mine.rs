@@ -1,6 +1,6 @@
 //! Hard-negative mining.
 
-use super::pack::{Columns, Rows};
+use super::pack::Rows;
 use super::pool::Cpu;
 use super::real::Real;
 use super::row_norms::unit_scales;
@@ -25,12 +25,12 @@ pub(super) struct Statistics<A> {
 pub(super) fn statistics<T: Element>(
     cpu: &Cpu,
     x: Rows<'_, T>,
-    columns: &mut Columns<'_, '_, T>,
+    y: Rows<'_, T>,
     groups: Option<Groups<'_>>,
     collect: &Collect<T::Acc>,
 ) -> Statistics<T::Acc> {
-    let (n, m) = (x.mat.rows(), columns.len());
-    let plan = Plan::new::<T::Acc>(cpu, n, m);
+    let (n, m) = (x.mat.rows(), y.mat.rows());
+    let plan = Plan::new::<T::Acc>(cpu, n, m, x.mat.cols());
     let exclusion = Exclusion { pairs: n.min(m), groups };
     let mut all = Statistics {
         positive: vec![T::Acc::ZERO; exclusion.pairs],
@@ -40,7 +40,7 @@ pub(super) fn statistics<T: Element>(
     sweep(
         cpu,
         x,
-        columns,
+        y,
         |_, _| true,
         |piece| (piece.clone(), Scan::new(piece, plan.band, plan.block, collect)),
         |(piece, scan), tile| scan.visit(cpu, piece, tile, &exclusion, collect),
@@ -95,9 +95,9 @@ pub fn mine<T: Element>(
     let _awake = cpu.session(x.rows().saturating_mul(y.rows()).saturating_mul(x.cols()));
     let [x_scales, y_scales] = unit_scales(cpu, x, y, options.normalization);
     let x = Rows { mat: x, scales: x_scales.as_deref() };
-    let mut columns = Columns::new(cpu, Rows { mat: y, scales: y_scales.as_deref() });
+    let y = Rows { mat: y, scales: y_scales.as_deref() };
     let collect = Collect { second: options.second, set: None };
-    let found = statistics(cpu, x, &mut columns, options.groups, &collect);
+    let found = statistics(cpu, x, y, options.groups, &collect);
     Ok(Mined { positive: found.positive, rows: hardest(found.rows), cols: hardest(found.cols) })
 }
 

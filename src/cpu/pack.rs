@@ -12,7 +12,7 @@ use crate::matrix::MatRef;
 
 /// Elements of packed `Y` held at a time: 16 MiB of `f32`, about a last-level cache. A larger `Y` goes through in
 /// slices.
-const SLICE_ELEMENTS: usize = 4 << 20;
+pub(super) const SLICE_ELEMENTS: usize = 4 << 20;
 
 /// Rows of a matrix with the factors that make them unit rows.
 #[derive(Clone, Copy, Debug)]
@@ -48,49 +48,41 @@ impl<A: Real + bytemuck::Pod> Panels<'_, A> {
     }
 }
 
-/// `Y`, packed slice by slice; a slice is packed again only when another one was needed in between.
-pub(super) struct Columns<'c, 'a, T: Element> {
+/// Slices of `columns` columns of `depth` features, each a multiple of `block` columns wide but for the last.
+pub(super) fn slices(columns: usize, depth: usize, block: usize) -> impl Iterator<Item = Range<usize>> {
+    let width = (SLICE_ELEMENTS / depth / block).max(1) * block;
+    (0..columns).step_by(width).map(move |start| start..(start + width).min(columns))
+}
+
+/// Who packs panels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Packer {
+    /// All threads: for panels that all of them read.
+    All,
+    /// The calling thread, which is also the one that reads them: what another thread has written is slow to read.
+    Caller,
+}
+
+/// Packs the rows `cols` of `y`, panel by panel.
+pub(super) fn pack_panels<'c, T: Element>(
     cpu: &'c Cpu,
-    rows: Rows<'a, T>,
-    packed: Option<Panels<'c, T::Acc>>,
-}
-
-impl<'c, 'a, T: Element> Columns<'c, 'a, T> {
-    pub(super) fn new(cpu: &'c Cpu, rows: Rows<'a, T>) -> Self {
-        Self { cpu, rows, packed: None }
-    }
-
-    /// Columns of the similarity matrix.
-    pub(super) fn len(&self) -> usize {
-        self.rows.mat.rows()
-    }
-
-    /// The slices, each a multiple of `block` columns wide but for the last.
-    pub(super) fn slices(&self, block: usize) -> impl Iterator<Item = Range<usize>> + use<T> {
-        let (len, depth) = (self.len(), self.rows.mat.cols());
-        let width = (SLICE_ELEMENTS / depth / block).max(1) * block;
-        (0..len).step_by(width).map(move |start| start..(start + width).min(len))
-    }
-
-    pub(super) fn panels(&mut self, cols: &Range<usize>) -> &Panels<'c, T::Acc> {
-        if self.packed.as_ref().is_some_and(|p| p.cols != *cols) {
-            self.packed = None;
-        }
-        self.packed.get_or_insert_with(|| pack_panels(self.cpu, self.rows, cols))
-    }
-}
-
-/// Packs the rows `cols` of `y`, panel by panel, on all threads.
-pub(super) fn pack_panels<'c, T: Element>(cpu: &'c Cpu, y: Rows<'_, T>, cols: &Range<usize>) -> Panels<'c, T::Acc> {
+    y: Rows<'_, T>,
+    cols: &Range<usize>,
+    packer: Packer,
+) -> Panels<'c, T::Acc> {
     let (_, nr) = cpu.isa().register_rows::<T::Acc>();
     let depth = y.mat.cols();
     let padded = cols.len().next_multiple_of(nr);
     let mut data = cpu.scratch::<T::Acc>(padded * depth);
     let panels = data.chunks_exact_mut(nr * depth).enumerate();
-    cpu.each(padded * depth, panels, |(p, dst)| {
+    let pack = |(p, dst): (usize, &mut [T::Acc])| {
         let first = cols.start + p * nr;
         pack_panel(cpu, y, first..(first + nr).min(cols.end), dst);
-    });
+    };
+    match packer {
+        Packer::All => cpu.each(padded * depth, panels, pack),
+        Packer::Caller => panels.for_each(pack),
+    }
     let inv = y.scales.map(|scales| {
         let mut inv: Vec<_> = scales[cols.clone()].iter().map(|s| s.inv).collect();
         inv.resize(padded, T::Acc::ZERO);

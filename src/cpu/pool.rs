@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -22,6 +22,9 @@ const WORTH_WAKING: usize = 1 << 24;
 
 /// Multiply-adds above which handing a part to a thread that is awake pays off, about a microsecond.
 const WORTH_A_TASK: usize = 1 << 15;
+
+/// Scratch buffers that a thread keeps.
+const KEEP_BUFFERS: usize = 4;
 
 /// Scratch buffers above this many bytes are freed after use.
 const KEEP_BYTES: usize = 64 << 20;
@@ -42,7 +45,12 @@ struct Inner {
     team: Arc<Team>,
     threads: usize,
     isa: Isa,
-    scratch: Mutex<Vec<Vec<Line>>>,
+    /// Free buffers by thread, the caller's first: memory that another thread has written is slow to write again.
+    scratch: Vec<Mutex<Vec<Vec<Line>>>>,
+}
+
+fn free_lists(threads: usize) -> Vec<Mutex<Vec<Vec<Line>>>> {
+    (0..threads).map(|_| Mutex::default()).collect()
 }
 
 /// One cache line, so that scratch memory is aligned to it.
@@ -85,7 +93,7 @@ impl Cpu {
     }
 
     fn inline(isa: Isa) -> Self {
-        Self { inner: Arc::new(Inner { pool: None, team: Arc::default(), threads: 1, isa, scratch: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { pool: None, team: Arc::default(), threads: 1, isa, scratch: free_lists(1) }) }
     }
 
     pub(super) fn build(threads: usize, isa: Isa) -> Result<Self> {
@@ -107,7 +115,13 @@ impl Cpu {
             .build()
             .map_err(|e| refuse(format!("{threads} ({e})")))?;
         Ok(Self {
-            inner: Arc::new(Inner { pool: Some(pool), team: Arc::default(), threads, isa, scratch: Mutex::default() }),
+            inner: Arc::new(Inner {
+                pool: Some(pool),
+                team: Arc::default(),
+                threads,
+                isa,
+                scratch: free_lists(threads),
+            }),
         })
     }
 
@@ -119,15 +133,28 @@ impl Cpu {
     }
 
     /// Calls `f` on every item, on as many threads as the work (in multiply-adds) is worth. Which thread takes which
-    /// item is left to chance, so `f` may only write to what the item owns.
+    /// item is left to chance, so `f` may only write to what the item owns. The caller starts at the front, the others at
+    /// the back: of two threads, each tends to find in its cache what it left there in the part before.
     pub(super) fn each<I, F>(&self, work: usize, items: I, f: F)
     where
-        I: Iterator + Send,
+        I: DoubleEndedIterator + Send,
         F: Fn(I::Item) + Sync,
+    {
+        self.each_with(work, items, || (), |(), item| f(item));
+    }
+
+    /// As [`Self::each`], with something that each thread makes once and then lends to every item it takes.
+    pub(super) fn each_with<I, S, F>(&self, work: usize, items: I, start: impl Fn() -> S + Sync, f: F)
+    where
+        I: DoubleEndedIterator + Send,
+        F: Fn(&mut S, I::Item) + Sync,
     {
         let pool = match &self.inner.pool {
             Some(pool) if work >= WORTH_A_TASK => pool,
-            _ => return items.for_each(f),
+            _ => {
+                let mut own = start();
+                return items.for_each(|item| f(&mut own, item));
+            }
         };
         let helpers = || match self.inner.threads - 1 {
             all if work >= WORTH_WAKING => all,
@@ -135,42 +162,51 @@ impl Cpu {
         };
         let items = Mutex::new(items);
         let next = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let next_back = || items.lock().unwrap_or_else(PoisonError::into_inner).next_back();
         let left = AtomicUsize::new(0);
-        let mut asked = 0;
+        let (mut own, mut asked) = (start(), 0);
         pool.in_place_scope(|scope| {
             while let Some(item) = next() {
                 // Also those that woke up since the last item.
                 while asked < helpers() {
                     asked += 1;
                     scope.spawn(|_| {
-                        while let Some(item) = next() {
-                            f(item);
+                        let mut own = start();
+                        while let Some(item) = next_back() {
+                            f(&mut own, item);
                         }
+                        drop(own);
                         left.fetch_add(1, Ordering::Release);
                     });
                 }
-                f(item);
+                f(&mut own, item);
             }
             spin_until(|| left.load(Ordering::Acquire) == asked);
         });
     }
 
-    /// As [`Self::each`], for `count` items known by their number, with the results in their order.
-    pub(super) fn map<R, F>(&self, work: usize, count: usize, f: F) -> Vec<R>
+    /// As [`Self::each_with`], for `count` items known by their number, with the results in their order.
+    pub(super) fn map_with<R, S, F>(&self, work: usize, count: usize, start: impl Fn() -> S + Sync, f: F) -> Vec<R>
     where
         R: Send,
-        F: Fn(usize) -> R + Sync,
+        F: Fn(&mut S, usize) -> R + Sync,
     {
         let mut results: Vec<Option<R>> = Vec::new();
         results.resize_with(count, || None);
-        self.each(work, results.iter_mut().enumerate(), |(i, slot)| *slot = Some(f(i)));
+        self.each_with(work, results.iter_mut().enumerate(), start, |own, (i, slot)| *slot = Some(f(own, i)));
         results.into_iter().flatten().collect()
+    }
+
+    /// The calling thread's free buffers.
+    fn free_list(&self) -> MutexGuard<'_, Vec<Vec<Line>>> {
+        let thread = rayon::current_thread_index().map_or(0, |worker| worker + 1);
+        self.inner.scratch[thread % self.inner.scratch.len()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Scratch memory for `len` elements, with arbitrary content, returned to the handle when dropped.
     pub(super) fn scratch<A: Pod>(&self, len: usize) -> Scratch<'_, A> {
         let lines = (len * size_of::<A>()).div_ceil(size_of::<Line>());
-        let mut kept = self.inner.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.free_list();
         // The smallest that is large enough, else the largest.
         let fit = |b: &Vec<Line>| if b.len() >= lines { (0, b.len()) } else { (1, usize::MAX - b.len()) };
         let best = (0..kept.len()).min_by_key(|&i| fit(&kept[i]));
@@ -279,8 +315,8 @@ impl<A: Pod> DerefMut for Scratch<'_, A> {
 impl<A> Drop for Scratch<'_, A> {
     fn drop(&mut self) {
         let buffer = std::mem::take(&mut self.buffer);
-        let mut kept = self.cpu.inner.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        if buffer.len() * size_of::<Line>() <= KEEP_BYTES && kept.len() < 2 * self.cpu.inner.threads + 2 {
+        let mut kept = self.cpu.free_list();
+        if buffer.len() * size_of::<Line>() <= KEEP_BYTES && kept.len() < KEEP_BUFFERS {
             kept.push(buffer);
         }
     }
@@ -302,7 +338,7 @@ mod tests {
     fn map_keeps_the_order_of_its_items() {
         for threads in [1, 2, 5] {
             let cpu = Cpu::with_threads(threads).unwrap();
-            let squares = cpu.map(usize::MAX, 100, |i| i * i);
+            let squares = cpu.map_with(usize::MAX, 100, || (), |(), i| i * i);
             assert!(squares.iter().enumerate().all(|(i, &s)| s == i * i));
         }
     }
@@ -315,54 +351,5 @@ mod tests {
         assert_eq!(first, again.as_ptr() as usize);
         assert_eq!(first % 64, 0);
         assert_eq!(again.len(), 400);
-    }
-}
-#[cfg(test)]
-mod lat {
-    use super::*;
-    #[test]
-    fn lat() {
-        let cpu = Cpu::with_threads(2).unwrap();
-        for busy in [0usize, 5, 20, 60] {
-            let mut t = vec![];
-            let mut t2 = vec![];
-            for _ in 0..3000 {
-                let s = std::time::Instant::now();
-                let _s = cpu.session(1 << 25);
-                for _ in 0..4 {
-                    cpu.each(1 << 22, 0..2, |_| {
-                        let q = std::time::Instant::now();
-                        while q.elapsed().as_micros() < 20 {
-                            std::hint::spin_loop()
-                        }
-                    });
-                    let q = std::time::Instant::now();
-                    while (q.elapsed().as_micros() as usize) < 10 {
-                        std::hint::spin_loop()
-                    }
-                }
-                drop(_s);
-                t2.push(s.elapsed().as_secs_f64() * 1e6);
-                let s = std::time::Instant::now();
-                cpu.each(usize::MAX, 0..2, |_| {
-                    let q = std::time::Instant::now();
-                    while q.elapsed().as_micros() < 20 {
-                        std::hint::spin_loop()
-                    }
-                });
-                t.push(s.elapsed().as_secs_f64() * 1e6);
-                let q = std::time::Instant::now();
-                while (q.elapsed().as_micros() as usize) < busy {
-                    std::hint::spin_loop()
-                }
-            }
-            t.sort_by(f64::total_cmp);
-            t2.sort_by(f64::total_cmp);
-            println!(
-                "serial session {busy}us (ideal 120): min {:.1} p10 {:.1} p25 {:.1} med {:.1}",
-                t2[0], t2[300], t2[750], t2[1500]
-            );
-            println!("serial {busy}us: min {:.1} p10 {:.1} p25 {:.1} med {:.1}", t[0], t[300], t[750], t[1500]);
-        }
     }
 }

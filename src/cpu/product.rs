@@ -100,8 +100,7 @@ impl<A: Real> Kernel<A> for Multiply<'_, A> {
     }
 }
 
-/// The diagonal of the product alone: entry `r` of `out` is row `r` of the band times column `first + r` of the panels,
-/// with the bits that [`Multiply`] gives it. Entries whose column is beyond the panels are left alone.
+/// The diagonal of the product of as many rows as columns, with the bits that [`Multiply`] gives it.
 pub(crate) struct Diagonal<'a, A> {
     /// As in [`Multiply`].
     pub(crate) band: &'a [A],
@@ -109,9 +108,7 @@ pub(crate) struct Diagonal<'a, A> {
     pub(crate) panels: &'a [A],
     /// As in [`Multiply`].
     pub(crate) depth: usize,
-    /// Column of the panels that belongs to row 0 of the band.
-    pub(crate) first: usize,
-    /// As in [`Multiply`], the columns' factors counted from column 0 of the panels.
+    /// As in [`Multiply`].
     pub(crate) scale: Option<(&'a [A], &'a [A])>,
     /// One entry per row.
     pub(crate) out: &'a mut [A],
@@ -129,7 +126,7 @@ impl<A: Real> Kernel<A> for Diagonal<'_, A> {
         for (g, out) in self.out.chunks_mut(GROUP).enumerate() {
             let row = |l: usize| (g * GROUP + l.min(out.len() - 1)) * K_BLOCK;
             let column = |l: usize| {
-                let c = self.first + g * GROUP + l.min(out.len() - 1);
+                let c = g * GROUP + l.min(out.len() - 1);
                 c / S::NR * self.depth * S::NR + c % S::NR
             };
             let rows: [usize; GROUP] = std::array::from_fn(row);
@@ -151,7 +148,7 @@ impl<A: Real> Kernel<A> for Diagonal<'_, A> {
             for (l, out) in out.iter_mut().enumerate() {
                 let r = g * GROUP + l;
                 *out = match self.scale {
-                    Some((x, y)) => total[l] * (x[r] * y[self.first + r]),
+                    Some((x, y)) => total[l] * (x[r] * y[r]),
                     None => total[l],
                 };
             }

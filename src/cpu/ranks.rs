@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::pack::{Columns, Rows};
+use super::pack::Rows;
 use super::pool::Cpu;
 use super::real::Real;
 use super::row_norms::unit_scales;
@@ -79,13 +79,8 @@ impl Positive<'_> {
 }
 
 /// First sweep, over the tiles that hold positives: the score to beat.
-fn targets<T: Element>(
-    cpu: &Cpu,
-    x: Rows<'_, T>,
-    columns: &mut Columns<'_, '_, T>,
-    positive: Positive<'_>,
-) -> Both<Target<T::Acc>> {
-    let mut all = Both::new(&Target::NONE, x.mat.rows(), columns.len());
+fn targets<T: Element>(cpu: &Cpu, x: Rows<'_, T>, y: Rows<'_, T>, positive: Positive<'_>) -> Both<Target<T::Acc>> {
+    let mut all = Both::new(&Target::NONE, x.mat.rows(), y.mat.rows());
     let visit = |(piece, part): &mut (Piece, Both<Target<T::Acc>>), tile: Tile<'_, T::Acc>| {
         for (row, i) in tile.data.chunks_exact(tile.ld).zip(tile.rows) {
             for (&best, j) in row.iter().zip(tile.cols.clone()) {
@@ -100,7 +95,7 @@ fn targets<T: Element>(
     sweep(
         cpu,
         x,
-        columns,
+        y,
         |rows, cols| positive.any(rows, cols),
         |piece| (piece.clone(), Both::new(&Target::NONE, piece.rows.len(), piece.cols.len())),
         visit,
@@ -215,14 +210,14 @@ fn ranks_as<T: Element>(
     let _awake = cpu.session(x.rows().saturating_mul(y.rows()).saturating_mul(x.cols()));
     let [x_scales, y_scales] = unit_scales(cpu, x, y, options.normalization);
     let x = Rows { mat: x, scales: x_scales.as_deref() };
-    let mut columns = Columns::new(cpu, Rows { mat: y, scales: y_scales.as_deref() });
-    let found = targets(cpu, x, &mut columns, Positive { groups: options.groups });
+    let y = Rows { mat: y, scales: y_scales.as_deref() };
+    let found = targets(cpu, x, y, Positive { groups: options.groups });
     let (rows, cols) = (Bar::new(&found.rows, options.ties), Bar::new(&found.cols, options.ties));
     let mut ahead = Both::new(&0, n, m);
     sweep(
         cpu,
         x,
-        &mut columns,
+        y,
         |_, _| true,
         |piece| (piece.clone(), Both::new(&0, piece.rows.len(), piece.cols.len())),
         |(piece, part), tile| {

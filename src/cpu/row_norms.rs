@@ -140,7 +140,7 @@ pub(super) fn row_scales<T: Element>(cpu: &Cpu, x: MatRef<'_, T>, y: MatRef<'_, 
 fn items<'a, T: Element, R>(
     mat: MatRef<'a, T>,
     out: &'a mut [R],
-) -> impl Iterator<Item = (MatRef<'a, T>, usize, &'a mut [R])> {
+) -> impl DoubleEndedIterator<Item = (MatRef<'a, T>, usize, &'a mut [R])> {
     out.chunks_mut(ROWS_PER_ITEM).enumerate().map(move |(item, out)| (mat, item * ROWS_PER_ITEM, out))
 }
 
@@ -159,7 +159,7 @@ fn measure_rows<T: Element, R>(
 }
 
 /// The rows of `out` in pieces of `rows` rows, with the number of each piece's first row.
-pub(super) fn bands<G>(out: MatMut<'_, G>, rows: usize) -> impl Iterator<Item = (usize, MatMut<'_, G>)> {
+pub(super) fn bands<G>(out: MatMut<'_, G>, rows: usize) -> impl DoubleEndedIterator<Item = (usize, MatMut<'_, G>)> {
     let (total, cols, stride) = (out.rows(), out.cols(), out.row_stride());
     let whole = if total == 1 { cols } else { stride };
     out.into_data().chunks_mut((whole * rows).max(1)).take(total.div_ceil(rows)).enumerate().filter_map(

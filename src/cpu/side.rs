@@ -61,16 +61,25 @@ impl<A: Accum> Entry<A> {
         Self { best: value, index, ..Self::EMPTY }
     }
 
+    /// Whether the candidate comes before another one; no candidate comes after all.
+    #[inline]
+    fn beats(&self, best: A, index: i32) -> bool {
+        match (self.index, index) {
+            (NONE, _) => false,
+            (_, NONE) => true,
+            _ => above(self.best, best) || (!above(best, self.best) && self.index < index),
+        }
+    }
+
     /// Statistics of the union of two disjoint sets of candidates.
     ///
     /// The running maximum stays outside the sum, so that nothing ever has to be subtracted: the side with the lower
     /// maximum is shifted to the higher one, and its own maximum becomes a member if it passes the threshold.
     pub(super) fn merge(self, other: Self, collect: &Collect<A>) -> Self {
-        let other_wins = above(other.best, self.best) || (!above(self.best, other.best) && other.index < self.index);
         let (winner, loser) = match (self.index, other.index) {
             (_, NONE) => return self,
             (NONE, _) => return other,
-            _ if other_wins => (other, self),
+            _ if other.beats(self.best, self.index) => (other, self),
             _ => (self, other),
         };
         let mut result = winner;
@@ -149,6 +158,12 @@ impl<A: Accum> Side<A> {
     }
 
     pub(super) fn add(&mut self, at: usize, other: Entry<A>, collect: &Collect<A>) {
+        if !collect.second && collect.set.is_none() {
+            if other.beats(self.best[at], self.index[at]) {
+                (self.best[at], self.index[at]) = (other.best, other.index);
+            }
+            return;
+        }
         let merged = self.get(at).merge(other, collect);
         (self.best[at], self.index[at]) = (merged.best, merged.index);
         if collect.second {

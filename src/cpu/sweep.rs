@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::pack::{Columns, Panels, Rows, pack_band};
-use super::pool::Cpu;
+use super::pack::{Packer, Panels, Rows, SLICE_ELEMENTS, pack_band, pack_panels, slices};
+use super::pool::{Cpu, Scratch};
 use super::product::{Diagonal, K_BLOCK, Multiply};
 use super::real::Real;
-use crate::dtype::Element;
+use crate::dtype::{Accum, Element};
 
 /// How a similarity matrix is cut. It follows from the shape alone (and the size of a register tile), never from the
 /// number of threads: statistics that are sums depend on it.
@@ -18,8 +18,12 @@ pub(super) struct Plan {
     pub(super) block: usize,
     /// Rows of a piece of work, a multiple of `band`.
     piece_rows: usize,
-    /// Columns of a piece of work, a multiple of `block`.
+    /// Columns of a piece of work, a multiple of a panel.
     piece_cols: usize,
+    /// Whether every piece packs its own columns.
+    own_panels: bool,
+    /// Bands of rows that a thread keeps in packed form.
+    kept_bands: usize,
 }
 
 /// Similarities of some rows and columns, padded to whole register tiles.
@@ -39,21 +43,61 @@ pub(super) struct Piece {
 }
 
 impl Plan {
-    pub(super) fn new<A: Real>(cpu: &Cpu, n: usize, m: usize) -> Self {
-        /// Bands per piece are chosen so that the column statistics of all pieces stay this many times those of one.
-        const MOST_PIECE_ROWS: usize = 64;
-        /// Pieces to aim for, so that a late thread costs little.
-        const WANTED_PIECES: usize = 8;
+    /// Pieces to aim for, so that a late thread costs little.
+    const WANTED_PIECES: usize = 8;
+    /// Rows of a band: enough that the traffic of `Y` from memory is less than a byte per cycle.
+    const BAND: usize = 96;
+
+    pub(super) fn new<A: Real>(cpu: &Cpu, n: usize, m: usize, depth: usize) -> Self {
+        /// Multiply-adds up to which each piece packs its own columns, and the rows again.
+        const SMALL: usize = 1 << 27;
+        let work = n.saturating_mul(m).saturating_mul(depth);
+        if work <= SMALL && m.saturating_mul(depth) <= SLICE_ELEMENTS {
+            Self::by_columns::<A>(cpu, n, m, depth)
+        } else {
+            Self::by_rows::<A>(cpu, n, m)
+        }
+    }
+
+    /// For a small matrix: pieces of all rows, so that no thread reads what another has packed.
+    fn by_columns<A: Real>(cpu: &Cpu, n: usize, m: usize, depth: usize) -> Self {
+        /// Elements of packed rows worth keeping: half of a second-level cache of 1 MiB in `f32`.
+        const KEPT_ELEMENTS: usize = 1 << 17;
         let (mr, nr) = cpu.isa().register_rows::<A>();
-        // 96 rows amortise the traffic of `Y` from memory to less than a byte per cycle; a small batch is cut into at
-        // least 8 bands, but not below 16 rows, where reading `Y` from the second-level cache would dominate.
-        let band = n.div_ceil(WANTED_PIECES).clamp(16, 96).next_multiple_of(mr);
+        // Bands of equal size.
+        let band = n.div_ceil(n.div_ceil(Self::BAND).max(1)).max(1).next_multiple_of(mr);
+        let piece_cols = m.div_ceil(nr).div_ceil(Self::WANTED_PIECES).max(1) * nr;
+        let piece_rows = n.next_multiple_of(band).max(band);
+        let kept_bands = if n.saturating_mul(depth) <= KEPT_ELEMENTS { n.div_ceil(band).max(1) } else { 1 };
+        Self { band, block: 8 * nr, piece_rows, piece_cols, own_panels: true, kept_bands }
+    }
+
+    fn by_rows<A: Real>(cpu: &Cpu, n: usize, m: usize) -> Self {
+        /// Pieces in a column: the column statistics of all of them are held at once.
+        const MOST_IN_COLUMN: usize = 64;
+        let (mr, nr) = cpu.isa().register_rows::<A>();
+        let band = n.div_ceil(Self::WANTED_PIECES).clamp(16, Self::BAND).next_multiple_of(mr);
         let block = 8 * nr;
-        let piece_rows = n.div_ceil(band).div_ceil(MOST_PIECE_ROWS).max(1) * band;
+        let piece_rows = n.div_ceil(band).div_ceil(MOST_IN_COLUMN).max(1) * band;
         let row_pieces = n.div_ceil(piece_rows).max(1);
-        let col_pieces = WANTED_PIECES.div_ceil(row_pieces);
+        let col_pieces = Self::WANTED_PIECES.div_ceil(row_pieces);
         let piece_cols = m.div_ceil(col_pieces).max(1).next_multiple_of(block);
-        Self { band, block, piece_rows, piece_cols }
+        Self { band, block, piece_rows, piece_cols, own_panels: false, kept_bands: 1 }
+    }
+
+    /// The slices of the `m` columns that are swept one after the other.
+    pub(super) fn slices(&self, m: usize, depth: usize) -> Vec<Range<usize>> {
+        if self.own_panels { std::iter::once(0..m).collect() } else { slices(m, depth, self.block).collect() }
+    }
+
+    /// The panels of a slice that all pieces use.
+    pub(super) fn shared_panels<'c, T: Element>(
+        &self,
+        cpu: &'c Cpu,
+        y: Rows<'_, T>,
+        cols: &Range<usize>,
+    ) -> Option<Panels<'c, T::Acc>> {
+        (!self.own_panels).then(|| pack_panels(cpu, y, cols, Packer::All))
     }
 
     /// The pieces of `n` rows and the columns `cols`, row by row.
@@ -71,41 +115,78 @@ impl Plan {
     }
 }
 
+/// What a thread keeps from one piece to the next: packed bands of `X`, and memory for a tile.
+pub(super) struct Bands<'c, A> {
+    data: Scratch<'c, A>,
+    band_len: usize,
+    inv: Vec<A>,
+    /// First row of the band in each place.
+    held: Vec<Option<usize>>,
+}
+
+impl<'c, A: Accum> Bands<'c, A> {
+    pub(super) fn new(cpu: &'c Cpu, plan: Plan, depth: usize) -> Self {
+        let band_len = depth.div_ceil(K_BLOCK) * plan.band * K_BLOCK;
+        Self {
+            data: cpu.scratch(plan.kept_bands * band_len + plan.band * plan.block),
+            band_len,
+            inv: vec![A::ZERO; plan.kept_bands * plan.band],
+            held: vec![None; plan.kept_bands],
+        }
+    }
+
+    /// The packed band of `rows`, padded to `padded` rows, its factors, and memory for a tile.
+    fn get<T: Element<Acc = A>>(
+        &mut self,
+        cpu: &Cpu,
+        plan: Plan,
+        x: Rows<'_, T>,
+        rows: &Range<usize>,
+        padded: usize,
+    ) -> (&[A], &[A], &mut [A]) {
+        let place = rows.start / plan.band % self.held.len();
+        let (bands, tile) = self.data.split_at_mut(self.held.len() * self.band_len);
+        let band = &mut bands[place * self.band_len..][..x.mat.cols().div_ceil(K_BLOCK) * padded * K_BLOCK];
+        let inv = &mut self.inv[place * plan.band..][..padded];
+        if self.held[place] != Some(rows.start) {
+            pack_band(cpu, x, rows.clone(), band, inv);
+            self.held[place] = Some(rows.start);
+        }
+        (band, inv, tile)
+    }
+}
+
 /// Computes the tiles of `piece` that `want` (given the rows and columns of one) asks for, and hands each to `visit`,
-/// band by band, columns ascending.
+/// band by band, columns ascending. Packs the columns where no `shared` panels hold them.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn sweep_piece<T: Element>(
     cpu: &Cpu,
     plan: Plan,
     x: Rows<'_, T>,
-    panels: &Panels<'_, T::Acc>,
+    y: Rows<'_, T>,
+    shared: Option<&Panels<'_, T::Acc>>,
+    bands: &mut Bands<'_, T::Acc>,
     piece: &Piece,
     want: impl Fn(&Range<usize>, &Range<usize>) -> bool,
     mut visit: impl FnMut(Tile<'_, T::Acc>),
 ) {
     let (mr, nr) = cpu.isa().register_rows::<T::Acc>();
     let depth = x.mat.cols();
-    let band_len = depth.div_ceil(K_BLOCK) * plan.band.min(piece.rows.len().next_multiple_of(mr)) * K_BLOCK;
-    let mut scratch = cpu.scratch::<T::Acc>(band_len + plan.band * plan.block);
-    let (band, tile) = scratch.split_at_mut(band_len);
-    let mut inv = vec![T::Acc::ZERO; plan.band];
+    let own = shared.is_none().then(|| pack_panels(cpu, y, &piece.cols, Packer::Caller));
+    let Some(panels) = shared.or(own.as_ref()) else { return };
     for row in piece.rows.clone().step_by(plan.band) {
         let rows = row..(row + plan.band).min(piece.rows.end);
         let padded = rows.len().next_multiple_of(mr);
-        let band = &mut band[..depth.div_ceil(K_BLOCK) * padded * K_BLOCK];
-        let mut packed = false;
         for col in piece.cols.clone().step_by(plan.block) {
             let cols = col..(col + plan.block).min(piece.cols.end);
             if !want(&rows, &cols) {
                 continue;
             }
-            if !packed {
-                pack_band(cpu, x, rows.clone(), band, &mut inv[..padded]);
-                packed = true;
-            }
+            let (band, inv, tile) = bands.get(cpu, plan, x, &rows, padded);
             let ld = cols.len().next_multiple_of(nr);
             let (columns, col_inv) = panels.of(&cols);
             let out = &mut tile[..padded * ld];
-            let scale = col_inv.map(|c| (&inv[..], c));
+            let scale = col_inv.map(|c| (inv, c));
             cpu.isa().run(Multiply { band, panels: columns, depth, out, scale });
             visit(Tile { data: out, ld, rows: rows.clone(), cols });
         }
@@ -117,21 +198,22 @@ pub(super) fn sweep_piece<T: Element>(
 pub(super) fn sweep<T: Element, P: Send>(
     cpu: &Cpu,
     x: Rows<'_, T>,
-    columns: &mut Columns<'_, '_, T>,
+    y: Rows<'_, T>,
     want: impl Fn(&Range<usize>, &Range<usize>) -> bool + Sync,
     start: impl Fn(&Piece) -> P + Sync,
     visit: impl Fn(&mut P, Tile<'_, T::Acc>) + Sync,
     mut merge: impl FnMut(&Piece, P),
 ) {
-    let (n, depth) = (x.mat.rows(), x.mat.cols());
-    let plan = Plan::new::<T::Acc>(cpu, n, columns.len());
-    for cols in columns.slices(plan.block) {
-        let panels = columns.panels(&cols);
+    let (n, m, depth) = (x.mat.rows(), y.mat.rows(), x.mat.cols());
+    let plan = Plan::new::<T::Acc>(cpu, n, m, depth);
+    for cols in plan.slices(m, depth) {
+        let shared = plan.shared_panels(cpu, y, &cols);
         let pieces = plan.pieces(n, &cols);
         let work = n.saturating_mul(cols.len()).saturating_mul(depth);
-        let parts = cpu.map(work, pieces.len(), |p| {
+        let bands = || Bands::new(cpu, plan, depth);
+        let parts = cpu.map_with(work, pieces.len(), bands, |bands, p| {
             let mut part = start(&pieces[p]);
-            sweep_piece(cpu, plan, x, panels, &pieces[p], &want, |tile| visit(&mut part, tile));
+            sweep_piece(cpu, plan, x, y, shared.as_ref(), bands, &pieces[p], &want, |tile| visit(&mut part, tile));
             part
         });
         for (piece, part) in pieces.iter().zip(parts) {
@@ -141,31 +223,22 @@ pub(super) fn sweep<T: Element, P: Send>(
 }
 
 /// `S[i, i]` for every `i < min(n, m)`, with the bits that a sweep gives it.
-pub(super) fn diagonal<T: Element>(cpu: &Cpu, x: Rows<'_, T>, columns: &mut Columns<'_, '_, T>) -> Vec<T::Acc> {
-    let plan = Plan::new::<T::Acc>(cpu, x.mat.rows(), columns.len());
-    let (mr, _) = cpu.isa().register_rows::<T::Acc>();
-    let (depth, pairs) = (x.mat.cols(), x.mat.rows().min(columns.len()));
-    let blocks = depth.div_ceil(K_BLOCK);
-    let mut positive = vec![T::Acc::ZERO; pairs];
-    for cols in columns.slices(plan.block) {
-        if cols.start >= pairs {
-            break;
-        }
-        let panels = columns.panels(&cols);
-        let (packed, col_inv) = panels.of(&cols);
-        let end = cols.end.min(pairs);
-        let bands = positive[cols.start..end].chunks_mut(plan.band).enumerate();
-        cpu.each((end - cols.start) * depth * 8, bands, |(b, out)| {
-            let first = b * plan.band;
-            let rows = cols.start + first..cols.start + first + out.len();
-            let padded = rows.len().next_multiple_of(mr);
-            let mut band = cpu.scratch::<T::Acc>(blocks * padded * K_BLOCK);
-            let mut inv = vec![T::Acc::ZERO; padded];
-            pack_band(cpu, x, rows, &mut band, &mut inv);
-            let scale = col_inv.map(|c| (&inv[..], c));
-            cpu.isa().run(Diagonal { band: &band, panels: packed, depth, first, scale, out });
-        });
-    }
+pub(super) fn diagonal<T: Element>(cpu: &Cpu, x: Rows<'_, T>, y: Rows<'_, T>) -> Vec<T::Acc> {
+    let (mr, nr) = cpu.isa().register_rows::<T::Acc>();
+    let depth = x.mat.cols();
+    let mut positive = vec![T::Acc::ZERO; x.mat.rows().min(y.mat.rows())];
+    let work = positive.len().saturating_mul(depth).saturating_mul(nr);
+    cpu.each(work, positive.chunks_mut(nr).enumerate(), |(p, out)| {
+        let pairs = p * nr..p * nr + out.len();
+        let padded = pairs.len().next_multiple_of(mr);
+        let mut band = cpu.scratch::<T::Acc>(depth.div_ceil(K_BLOCK) * padded * K_BLOCK);
+        let mut inv = vec![T::Acc::ZERO; padded];
+        pack_band(cpu, x, pairs.clone(), &mut band, &mut inv);
+        let panels = pack_panels(cpu, y, &pairs, Packer::Caller);
+        let (panels, col_inv) = panels.of(&pairs);
+        let scale = col_inv.map(|c| (&inv[..], c));
+        cpu.isa().run(Diagonal { band: &band, panels, depth, scale, out });
+    });
     positive
 }
 
@@ -186,7 +259,6 @@ mod tests {
 
     fn all_similarities(cpu: &Cpu, x: MatRef<'_, f32>, y: MatRef<'_, f32>) -> Vec<f32> {
         let (x, y) = (Rows { mat: x, scales: None }, Rows { mat: y, scales: None });
-        let mut columns = Columns::new(cpu, y);
         let mut s = vec![f32::NAN; x.mat.rows() * y.mat.rows()];
         let m = y.mat.rows();
         let visit = |part: &mut Vec<(usize, f32)>, tile: Tile<'_, f32>| {
@@ -195,8 +267,8 @@ mod tests {
             }
         };
         let merge = |_: &Piece, part: Vec<(usize, f32)>| part.into_iter().for_each(|(at, v)| s[at] = v);
-        sweep(cpu, x, &mut columns, |_, _| true, |_| Vec::new(), visit, merge);
-        let diagonal = diagonal(cpu, x, &mut columns);
+        sweep(cpu, x, y, |_, _| true, |_| Vec::new(), visit, merge);
+        let diagonal = diagonal(cpu, x, y);
         for (i, p) in diagonal.iter().enumerate() {
             assert_eq!(p.to_bits(), s[i * m + i].to_bits(), "pair {i}");
         }
@@ -206,7 +278,7 @@ mod tests {
     #[test]
     fn similarities_are_right_and_independent_of_position() {
         for isa in Isa::available() {
-            for (n, m, d) in [(1, 1, 1), (7, 33, 5), (100, 70, 129), (130, 300, 257)] {
+            for (n, m, d) in [(1, 1, 1), (7, 33, 5), (100, 70, 129), (130, 300, 257), (300, 700, 700)] {
                 let (x, y) = (noise(n * d, 1), noise(m * d, 2));
                 let (x, y) = (MatRef::new(&x, n, d).unwrap(), MatRef::new(&y, m, d).unwrap());
                 let s = all_similarities(&Cpu::build(2, isa).unwrap(), x, y);
@@ -228,10 +300,12 @@ mod tests {
     fn pieces_cover_the_matrix_once() {
         let cpu = Cpu::with_threads(1).unwrap();
         for (n, m) in [(1, 1), (5, 100_000), (128, 128), (4096, 4096), (100_000, 3)] {
-            let plan = Plan::new::<f32>(&cpu, n, m);
-            let area: usize = plan.pieces(n, &(0..m)).iter().map(|p| p.rows.len() * p.cols.len()).sum();
-            assert_eq!(area, n * m);
-            assert!(n.div_ceil(plan.piece_rows) <= 64);
+            for depth in [1, 1024] {
+                let plan = Plan::new::<f32>(&cpu, n, m, depth);
+                let pieces = plan.slices(m, depth).into_iter().flat_map(|cols| plan.pieces(n, &cols));
+                assert_eq!(pieces.map(|p| p.rows.len() * p.cols.len()).sum::<usize>(), n * m);
+                assert!(n.div_ceil(plan.piece_rows) <= 64);
+            }
         }
     }
 }
