@@ -30,6 +30,8 @@ mod sweep;
 mod tests;
 mod tile;
 mod weighted_grad;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 pub use cosine_matrix::cosine_matrix;
 pub use goal::{goal_step, goal_step_detail};
