@@ -70,6 +70,17 @@ pub trait Accum: Element<Acc = Self> + PartialOrd + crate::cpu::Real {}
 impl Accum for f32 {}
 impl Accum for f64 {}
 
+/// Rounds so that a second rounding, to 16 bits, gives what rounding once would: towards zero, with the lowest bit set if
+/// anything was lost.
+fn round_to_odd(value: f64) -> f32 {
+    let near = value as f32;
+    if f64::from(near) == value || value.is_nan() {
+        return near;
+    }
+    let beyond = u32::from(f64::from(near).abs() > value.abs());
+    f32::from_bits((near.to_bits() - beyond) | 1)
+}
+
 macro_rules! element {
     ($t:ty, $acc:ty, $dtype:ident, $to_acc:expr, $from_acc:expr, $to_f64:expr, $from_f64:expr) => {
         impl Element for $t {
@@ -94,8 +105,8 @@ macro_rules! element {
         }
     };
 }
-element!(f16, f32, F16, f16::to_f32, f16::from_f32, f16::to_f64, f16::from_f64);
-element!(bf16, f32, Bf16, bf16::to_f32, bf16::from_f32, bf16::to_f64, bf16::from_f64);
+element!(f16, f32, F16, f16::to_f32, f16::from_f32, f16::to_f64, |v| f16::from_f32(round_to_odd(v)));
+element!(bf16, f32, Bf16, bf16::to_f32, bf16::from_f32, bf16::to_f64, |v| bf16::from_f32(round_to_odd(v)));
 element!(f32, f32, F32, |v| v, |v| v, f64::from, |v| v as f32);
 element!(f64, f64, F64, |v| v, |v| v, |v| v, |v| v);
 
@@ -107,3 +118,26 @@ impl GradientOf<bf16> for bf16 {}
 impl GradientOf<bf16> for f32 {}
 impl GradientOf<f32> for f32 {}
 impl GradientOf<f64> for f64 {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doubles_are_rounded_once() {
+        // Halfway between two values, and off it by less than `f32` resolves.
+        let half = 1.0 + 0.5f64.powi(11);
+        let next = 1.0 + 0.5f64.powi(10);
+        assert_eq!(<f16 as Element>::from_f64(half).to_f64(), 1.0);
+        assert_eq!(<f16 as Element>::from_f64(half + 1e-12).to_f64(), next);
+        assert_eq!(<f16 as Element>::from_f64(-half - 1e-12).to_f64(), -next);
+        assert_eq!(<f16 as Element>::from_f64(half - 1e-12).to_f64(), 1.0);
+        let half = 1.0 + 0.5f64.powi(8);
+        assert_eq!(<bf16 as Element>::from_f64(half).to_f64(), 1.0);
+        assert_eq!(<bf16 as Element>::from_f64(half + 1e-12).to_f64(), 1.0 + 0.5f64.powi(7));
+        assert_eq!(<f16 as Element>::from_f64(1e300), f16::INFINITY);
+        assert_eq!(<bf16 as Element>::from_f64(-1e300), bf16::NEG_INFINITY);
+        assert_eq!(<f16 as Element>::from_f64(1e-300).to_f64(), 0.0);
+        assert!(<f16 as Element>::from_f64(f64::NAN).is_nan());
+    }
+}
