@@ -98,6 +98,27 @@ fn a05_a_zero_row_has_similarity_and_gradient_zero() {
     });
 }
 
+fn zero_row_beside_nan_cell<T: Element, G: GradientOf<T>>(backend: &Backend) {
+    let (n, d) = (9, 12);
+    let mut case = plain::<T>(n, d, "nca-con", 3);
+    case.x.set_row(4, |_| 0.0);
+    case.y.set_row(6, |k| if k == 1 { f64::NAN } else { 1.0 });
+    let got = case.run::<G>(backend, TIGHT);
+    let label = format!("{} zero row beside a NaN row {}", backend.name(), T::DTYPE);
+    let dx = got.dx.written(&label);
+    // Its hardest negative is the NaN row, so that its weights are NaN.
+    assert!(got.detail.it.triplet[4].to_f64().is_nan(), "{label}");
+    assert!(dx[4 * d..5 * d].iter().all(|&v| v == 0.0), "{label}: gradient of the zero row");
+    same_damage(&label, &got, &case.reference());
+}
+
+#[test]
+fn a05_a_zero_row_keeps_its_zero_gradient_beside_nan() {
+    on_every_backend(|backend| {
+        for_each_gradient!(backend, zero_row_beside_nan_cell());
+    });
+}
+
 fn all_zero_cell<T: Element, G: GradientOf<T>>(backend: &Backend, objective: Objective) {
     let got = case::<T>(&[0.0; 15], &[0.0; 15], 3, objective, Normalization::L2).run::<G>(backend, ODD);
     let name = format!("{} all zero {objective}", backend.name());
