@@ -110,6 +110,13 @@ pub(super) fn write_gradient<T: Element, U: Element<Acc = T::Acc>, G: Element<Ac
         Some((_, RowScale { kind: RowKind::Zero, .. })) => (&[][..], None),
         _ => (terms, through),
     };
+    // Not for a row that is not finite: its Jacobian makes NaN of 0.
+    if terms.is_empty() && through.is_none_or(|(_, scale)| scale.kind != RowKind::NotFinite) {
+        if write == WriteMode::Overwrite {
+            out.fill(G::zeroed());
+        }
+        return 0;
+    }
     let along = cpu.isa().run(Combine { terms, target: through.map(|(x, scale)| (x, scale.pow2)), g });
     let through = through.map(|(x, scale)| (x, scale, along));
     cpu.isa().run(Finish { g, through, accumulate: write == WriteMode::Accumulate, out })

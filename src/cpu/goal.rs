@@ -138,16 +138,24 @@ fn coefficient(upstream: f64, triplet: f64, weight: f64) -> f64 {
 }
 
 /// The sparse weight matrix by rows and by columns. Each target's terms: its pair, its own negative, then the anchors
-/// that it is the negative of, ascending.
-fn weights<A: Accum>(found: &Statistics<A>, it: &[Anchor], ti: &[Anchor], upstream: f64) -> [Terms<A>; 2] {
+/// that it is the negative of, ascending. Terms of weight 0 (of a hinge, most of them once it is trained) are left out
+/// if all rows are `finite`: otherwise `0 · ∞` must come out as NaN.
+fn weights<A: Accum>(
+    found: &Statistics<A>,
+    it: &[Anchor],
+    ti: &[Anchor],
+    upstream: f64,
+    finite: bool,
+) -> [Terms<A>; 2] {
     let n = it.len();
     let coefficient = |t: f64, w: f64| coefficient(upstream, t, w);
+    let counts = move |&(_, _, w): &(usize, usize, A)| !(finite && w == A::ZERO);
     let pair =
         |i: usize| A::from_f64(-(coefficient(it[i].triplet, it[i].w_pos) + coefficient(ti[i].triplet, ti[i].w_pos)));
     let pairs = (0..n).filter(|&i| found.rows.index[i] != NONE || found.cols.index[i] != NONE);
-    let pairs = pairs.map(move |i| (i, i, pair(i)));
-    let row_terms = triplets(&found.rows, it, coefficient);
-    let col_terms = triplets(&found.cols, ti, coefficient);
+    let pairs = pairs.map(move |i| (i, i, pair(i))).filter(counts);
+    let row_terms = triplets(&found.rows, it, coefficient).filter(counts);
+    let col_terms = triplets(&found.cols, ti, coefficient).filter(counts);
     let swap = |(anchor, negative, w): (usize, usize, A)| (negative, anchor, w);
     let by_row = Terms::new(n, pairs.clone().chain(row_terms.clone()).chain(col_terms.clone().map(swap)));
     let by_col = Terms::new(n, pairs.chain(col_terms).chain(row_terms.map(swap)));
@@ -256,7 +264,8 @@ fn step<T: Element, G: GradientOf<T>>(
     let y = Rows { mat: y, scales: raw.then_some(&y_scales[..]) };
     let weighed = weigh(cpu, x, y, objective, options, second);
     let Weighed { found, it, ti, positive } = &weighed;
-    let [by_row, by_col] = weights(found, it, ti, options.upstream * objective.reduction_factor(n));
+    let finite = [&x_scales, &y_scales].iter().all(|scales| count_kind(scales, RowKind::NotFinite) == 0);
+    let [by_row, by_col] = weights(found, it, ti, options.upstream * objective.reduction_factor(n), finite);
     let dx = Gradient { target: x, source: y, terms: &by_row, out: dx };
     let dy = Gradient { target: y, source: x, terms: &by_col, out: dy };
     let overflow = gather(cpu, options.write, [dx, dy]);

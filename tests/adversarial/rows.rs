@@ -119,6 +119,23 @@ fn a05_a_zero_row_keeps_its_zero_gradient_beside_nan() {
     });
 }
 
+/// `P_0 = +∞` leaves every triplet of pair 0 inactive, and its row's weight 0 meets the infinity.
+fn inactive_beside_infinity_cell<T: Element, G: GradientOf<T>>(backend: &Backend) {
+    let inf = f64::INFINITY;
+    let case = case::<T>(&[1.0, 0.0, -1.0, 0.0], &[inf, 0.0, 0.0, 1.0], 2, objective("hinge-con"), Normalization::None);
+    let name = format!("{} weight 0 times infinity {}", backend.name(), T::DTYPE);
+    let got = case.run::<G>(backend, ODD);
+    same_damage(&name, &got, &case.reference());
+    assert!(got.dx.written(&name)[0].is_nan(), "{name}");
+}
+
+#[test]
+fn a11_weight_zero_times_infinity_is_nan() {
+    on_every_backend(|backend| {
+        for_each_gradient!(backend, inactive_beside_infinity_cell());
+    });
+}
+
 fn all_zero_cell<T: Element, G: GradientOf<T>>(backend: &Backend, objective: Objective) {
     let got = case::<T>(&[0.0; 15], &[0.0; 15], 3, objective, Normalization::L2).run::<G>(backend, ODD);
     let name = format!("{} all zero {objective}", backend.name());
