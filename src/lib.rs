@@ -61,6 +61,7 @@ mod matrix;
 mod objective;
 mod options;
 mod outputs;
+mod pairwise;
 
 pub mod backend;
 pub mod cpu;
@@ -80,3 +81,4 @@ pub use outputs::{
     AnchorDetail, DirectionRecall, GradReport, Hardest, Mined, NONE, Ranks, RetrievalReport, StepDetail, StepReport,
     WeightTriples,
 };
+pub use pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
