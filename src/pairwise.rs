@@ -162,6 +162,11 @@ impl PairwiseObjective {
         self.both_sides()
     }
 
+    /// Whether the sampling correction of the columns makes sense: in a softmax over them.
+    pub(crate) const fn takes_log_q(&self) -> bool {
+        matches!(self, Self::InfoNce { .. } | Self::SupCon { .. })
+    }
+
     /// The parameter that the report's `d_scale` differentiates by: factor of `S` in the logits.
     pub(crate) const fn scale(&self) -> Option<f64> {
         match *self {

@@ -148,13 +148,18 @@ fn circle(a: &Anchor, gamma: f64, m: f64, detached: bool, s: &dyn Fn(usize) -> f
     (softplus(total), negatives.chain(positives).collect())
 }
 
+/// `value`, but NaN if `s` is: the weight of what cannot be told to be a violation.
+fn unless_nan(s: f64, value: f64) -> f64 {
+    if s.is_nan() { s } else { value }
+}
+
 fn triplet_all(a: &Anchor, margin: f64, s: &dyn Fn(usize) -> f64) -> Terms {
     let Some(&pair) = a.positives.first() else { return (0.0, Vec::new()) };
     let violation = |j: usize| margin + s(j) - s(pair);
     let active: Vec<usize> = a.negatives.iter().copied().filter(|&j| !(violation(j) <= 0.0)).collect();
     let loss = active.iter().map(|&j| violation(j)).sum();
-    let pairs = std::iter::once((pair, -(active.len() as f64)));
-    (loss, pairs.chain(active.iter().map(|&j| (j, 1.0))).collect())
+    let pairs = std::iter::once((pair, unless_nan(s(pair), -(active.len() as f64))));
+    (loss, pairs.chain(active.iter().map(|&j| (j, unless_nan(violation(j), 1.0)))).collect())
 }
 
 fn lifted(a: &Anchor, pos_margin: f64, neg_margin: f64, s: &dyn Fn(usize) -> f64) -> Terms {
@@ -310,8 +315,8 @@ fn contrastive(s: &[f64], m: usize, rows: &[Anchor], pos_margin: f64, neg_margin
     let mut negatives = pairs(|a| &a.negatives);
     negatives.retain(|&(i, j, _)| !(value(i, j) <= neg_margin));
     let (np, nn) = (positives.len().max(1) as f64, negatives.len().max(1) as f64);
-    positives.iter().for_each(|&(i, j, weight)| w[i * m + j] -= weight / np);
-    negatives.iter().for_each(|&(i, j, weight)| w[i * m + j] += weight / nn);
+    positives.iter().for_each(|&(i, j, weight)| w[i * m + j] -= unless_nan(value(i, j), weight / np));
+    negatives.iter().for_each(|&(i, j, weight)| w[i * m + j] += unless_nan(value(i, j), weight / nn));
     positives.iter().map(|&(i, j, weight)| weight * (pos_margin - value(i, j)) / np).sum::<f64>()
         + negatives.iter().map(|&(i, j, weight)| weight * (value(i, j) - neg_margin) / nn).sum::<f64>()
 }

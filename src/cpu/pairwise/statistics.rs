@@ -1,0 +1,276 @@
+//! The first sweep: sums over the negatives and positives of every anchor.
+
+use super::classes::{Classes, NEGATIVE, POSITIVE};
+use super::form::Form;
+use super::positives::{Positives, Sum};
+use crate::cpu::Cpu;
+use crate::cpu::pack::Rows;
+use crate::cpu::row_norms::fold;
+use crate::cpu::sweep::{Piece, Tile, sweep};
+use crate::cpu::tile::{Kernel, Simd, lanes};
+use crate::dtype::{Accum, Element};
+use crate::pairwise::PairwiseObjective;
+
+/// Columns of a tile at most: more than any plan's block.
+const MAX_BLOCK: usize = 1024;
+
+/// What a sweep is told about the anchors.
+pub(super) struct Question<'a, A> {
+    pub(super) objective: &'a PairwiseObjective,
+    pub(super) classes: Classes<'a>,
+    /// One per column, zeros where there is no correction.
+    pub(super) log_q: &'a [A],
+    /// Parameter `p` of the row anchors' negatives.
+    pub(super) rows_p: &'a [A],
+    /// Parameter `p` of the column anchors' negatives; empty if columns are no anchors.
+    pub(super) cols_p: &'a [A],
+    /// The miner's threshold of the row anchors' positives; empty without one.
+    pub(super) highest: &'a [f64],
+}
+
+/// What the sweep finds.
+#[derive(Debug, Default)]
+pub(super) struct Statistics {
+    pub(super) rows: Vec<Sum>,
+    /// Empty if columns are no anchors.
+    pub(super) cols: Vec<Sum>,
+    /// Of the row anchors.
+    pub(super) positives: Vec<Positives>,
+}
+
+struct Part<A> {
+    found: Statistics,
+    class: Vec<u32>,
+    terms: Vec<A>,
+    products: Vec<A>,
+    col_max: Vec<A>,
+    col_sum: Vec<A>,
+    col_extra: Vec<A>,
+}
+
+impl<A: Accum> Part<A> {
+    fn new(piece: &Piece, both: bool) -> Self {
+        let found = Statistics {
+            rows: vec![Sum::default(); piece.rows.len()],
+            cols: vec![Sum::default(); if both { piece.cols.len() } else { 0 }],
+            positives: vec![Positives::default(); piece.rows.len()],
+        };
+        let zeros = || vec![A::ZERO; MAX_BLOCK];
+        Self {
+            found,
+            class: vec![0; MAX_BLOCK],
+            terms: zeros(),
+            products: zeros(),
+            col_max: zeros(),
+            col_sum: zeros(),
+            col_extra: zeros(),
+        }
+    }
+
+    fn visit<F: Form<A>>(&mut self, cpu: &Cpu, piece: &Piece, tile: Tile<'_, A>, form: F, q: &Question<'_, A>) {
+        let (width, ld) = (tile.cols.len(), tile.ld);
+        // Padding is no candidate.
+        self.class[width..ld].fill(0);
+        let both = !q.cols_p.is_empty();
+        let cols_p: Vec<A> = if both { padded(&q.cols_p[tile.cols.clone()], ld) } else { Vec::new() };
+        let log_q = padded(&q.log_q[tile.cols.clone()], ld);
+        self.col_max[..ld].fill(A::NEG_INFINITY);
+        self.col_sum[..ld].fill(A::ZERO);
+        self.col_extra[..ld].fill(A::ZERO);
+        for (row, i) in tile.data.chunks_exact_mut(ld).zip(tile.rows.clone()) {
+            let at = i - piece.rows.start;
+            if q.classes.of_row(i, &tile.cols, &mut self.class) {
+                for (c, _) in self.class[..width].iter().enumerate().filter(|(_, c)| **c == POSITIVE) {
+                    let highest = q.highest.get(i).copied().unwrap_or(f64::INFINITY);
+                    self.found.positives[at].add(q.objective, row[c].to_f64(), log_q[c].to_f64(), highest);
+                }
+            }
+            let sum = cpu.isa().run(RowSums {
+                s: row,
+                class: &self.class[..ld],
+                log_q: &log_q,
+                p: q.rows_p[i],
+                form,
+                terms: &mut self.terms[..ld],
+                products: &mut self.products[..ld],
+            });
+            self.found.rows[at].add(sum);
+            if both {
+                let (max, sum, extra) = (&mut self.col_max[..ld], &mut self.col_sum[..ld], &mut self.col_extra[..ld]);
+                cpu.isa().run(ColumnTerms { s: row, class: &self.class[..ld], p: &cols_p, form, max, sum, extra });
+            }
+        }
+        if !both {
+            return;
+        }
+        if F::SOFT {
+            let (max, sum) = (&self.col_max[..ld], &mut self.col_sum[..ld]);
+            cpu.isa().run(ColumnExponentials { terms: tile.data, count: tile.rows.len(), max, sum });
+        }
+        for c in 0..width {
+            let max = if F::SOFT { self.col_max[c].to_f64() } else { 0.0 };
+            let (sum, extra) = (self.col_sum[c].to_f64(), self.col_extra[c].to_f64());
+            self.found.cols[tile.cols.start - piece.cols.start + c].add(Sum { max, sum, extra });
+        }
+    }
+}
+
+pub(super) fn padded<A: Accum>(values: &[A], len: usize) -> Vec<A> {
+    let mut out = values.to_vec();
+    out.resize(len, A::ZERO);
+    out
+}
+
+/// Computes the statistics of every anchor. Sums over a tile's part of a row or column are taken in `T::Acc`, sums over
+/// tiles in `f64`, in an order that follows from the shape.
+pub(super) fn statistics<T: Element, F: Form<T::Acc>>(
+    cpu: &Cpu,
+    x: Rows<'_, T>,
+    y: Rows<'_, T>,
+    form: F,
+    q: &Question<'_, T::Acc>,
+) -> Statistics {
+    let (n, m) = (x.mat.rows(), y.mat.rows());
+    let both = !q.cols_p.is_empty();
+    let mut all = Statistics {
+        rows: vec![Sum::default(); n],
+        cols: vec![Sum::default(); if both { m } else { 0 }],
+        positives: vec![Positives::default(); n],
+    };
+    let start = |piece: &Piece| (piece.clone(), Part::<T::Acc>::new(piece, both));
+    let visit = |part: &mut (Piece, Part<T::Acc>), tile: Tile<'_, T::Acc>| {
+        let (piece, part) = part;
+        part.visit(cpu, piece, tile, form, q);
+    };
+    let merge = |piece: &Piece, (_, part): (Piece, Part<T::Acc>)| {
+        for (k, i) in piece.rows.clone().enumerate() {
+            all.rows[i].add(part.found.rows[k]);
+            all.positives[i].merge(&part.found.positives[k]);
+        }
+        for (found, j) in part.found.cols.iter().zip(piece.cols.clone()) {
+            all.cols[j].add(*found);
+        }
+    };
+    sweep(cpu, x, y, |_, _| true, start, visit, merge);
+    all
+}
+
+/// Sum of the elements of `values`, whose length is a multiple of the lanes.
+#[inline(always)]
+pub(super) fn total<A: Accum, S: Simd<A>>(values: &[A]) -> A {
+    let mut sum = S::splat(A::ZERO);
+    for chunk in values.chunks_exact(S::LANES) {
+        sum = S::add(sum, S::load(chunk));
+    }
+    fold(lanes::<A, S>(sum))
+}
+
+/// The negatives of one row of a tile.
+struct RowSums<'a, A, F> {
+    s: &'a [A],
+    class: &'a [u32],
+    log_q: &'a [A],
+    p: A,
+    form: F,
+    terms: &'a mut [A],
+    products: &'a mut [A],
+}
+
+impl<A: Accum, F: Form<A>> Kernel<A> for RowSums<'_, A, F> {
+    type Out = Sum;
+
+    #[inline(always)]
+    fn run<S: Simd<A>>(self) -> Sum {
+        let Self { s, class, log_q, p, form, terms, products } = self;
+        let none = if F::SOFT { A::NEG_INFINITY } else { A::ZERO };
+        for (((t, &s), &class), &log_q) in terms.iter_mut().zip(s).zip(class).zip(log_q) {
+            let term = form.term(s, log_q, p);
+            *t = if class == NEGATIVE { term } else { none };
+        }
+        let mut max = A::ZERO;
+        if F::SOFT {
+            let mut largest = S::splat(A::NEG_INFINITY);
+            for chunk in terms.chunks_exact(S::LANES) {
+                largest = S::max(largest, S::load(chunk));
+            }
+            max = lanes::<A, S>(largest)[..S::LANES].iter().fold(A::NEG_INFINITY, |a, &b| a.larger(b));
+            // NaN may have been passed over, or have hidden what is beside it: it makes the sum NaN either way.
+            let shift = if max > A::NEG_INFINITY { max } else { A::ZERO };
+            for t in terms.iter_mut() {
+                *t = (*t - shift).exp_nonpos();
+            }
+        }
+        let mut extra = A::ZERO;
+        if F::EXTRA {
+            for (((e, &t), &s), &class) in products.iter_mut().zip(terms.iter()).zip(s).zip(class) {
+                let extra = form.extra(s, p);
+                let extra = if F::SOFT { t * extra } else { extra };
+                *e = if class == NEGATIVE { extra } else { A::ZERO };
+            }
+            extra = total::<A, S>(products);
+        }
+        Sum { max: if F::SOFT { max.to_f64() } else { 0.0 }, sum: total::<A, S>(terms).to_f64(), extra: extra.to_f64() }
+    }
+}
+
+/// Adds one row of a tile to its columns. Soft: replaces the row by its terms, and takes their maxima.
+struct ColumnTerms<'a, A, F> {
+    s: &'a mut [A],
+    class: &'a [u32],
+    p: &'a [A],
+    form: F,
+    max: &'a mut [A],
+    sum: &'a mut [A],
+    extra: &'a mut [A],
+}
+
+impl<A: Accum, F: Form<A>> Kernel<A> for ColumnTerms<'_, A, F> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd<A>>(self) {
+        let Self { s, class, p, form, max, sum, extra } = self;
+        let width = s.len();
+        let (class, p, max) = (&class[..width], &p[..width], &mut max[..width]);
+        let (sum, extra) = (&mut sum[..width], &mut extra[..width]);
+        for c in 0..width {
+            let negative = class[c] == NEGATIVE;
+            let term = form.term(s[c], A::ZERO, p[c]);
+            if F::SOFT {
+                let term = if negative { term } else { A::NEG_INFINITY };
+                max[c] = max[c].larger(term);
+                s[c] = term;
+            } else {
+                sum[c] += if negative { term } else { A::ZERO };
+                if F::EXTRA {
+                    let counted = form.extra(s[c], p[c]);
+                    extra[c] += if negative { counted } else { A::ZERO };
+                }
+            }
+        }
+    }
+}
+
+/// `sum[c] += Σ_r e^(terms[r, c] − max[c])`
+struct ColumnExponentials<'a, A> {
+    terms: &'a [A],
+    count: usize,
+    max: &'a [A],
+    sum: &'a mut [A],
+}
+
+impl<A: Accum> Kernel<A> for ColumnExponentials<'_, A> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd<A>>(self) {
+        let Self { terms, count, max, sum } = self;
+        let width = max.len();
+        for row in terms.chunks_exact(width).take(count) {
+            for c in 0..width {
+                let shift = if max[c] > A::NEG_INFINITY { max[c] } else { A::ZERO };
+                sum[c] += (row[c] - shift).exp_nonpos();
+            }
+        }
+    }
+}
