@@ -20,6 +20,8 @@ pub(super) trait Form<A>: Copy + Send + Sync {
     const SOFT: bool;
     /// Whether there is an [`extra`](Self::extra).
     const EXTRA: bool = false;
+    /// Whether weights depend on no statistics.
+    const ALONE: bool = false;
     /// A logit (−∞: no part), or a summand.
     fn term(self, s: A, log_q: A, p: A) -> A;
     /// What is summed besides, times the exponential of a logit.
@@ -92,6 +94,7 @@ pub(super) struct SigLip<A> {
 
 impl<A: Real + Send + Sync> Form<A> for SigLip<A> {
     const SOFT: bool = false;
+    const ALONE: bool = true;
     #[inline(always)]
     fn term(self, s: A, _: A, _: A) -> A {
         softplus(self.scale * s + self.bias)

@@ -1,63 +1,41 @@
-//! The second sweep: `W` wave by wave, and its two products with the rows.
+//! The last sweep: `W` wave by wave, and its two products with the rows.
 //!
-//! A wave is a band of rows. Its part of `W` is computed chunk by chunk of columns; each chunk adds its share to the
-//! columns' gradients at once, and what remains, the band of `W`, is multiplied by the columns for the rows' gradients.
-//! Every sum is taken in an order that follows from the shape alone.
+//! Each tile of a wave turns into its part of `W` and adds its share to the columns' gradients at once; then the wave's
+//! whole band of `W` is multiplied by the columns for the rows' gradients. Every sum is taken in an order that follows
+//! from the shape alone.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::classes::{Classes, NEGATIVE, POSITIVE};
+use super::classes::{NEGATIVE, POSITIVE};
 use super::coefficients::{Anchor, Anchors};
 use super::form::{Coefficient, Form};
+use super::operands::{Turn, pack_all_features, pack_features};
 use super::positives::weight;
-use super::statistics::{padded, total};
+use super::statistics::{Question, Scratch, Share, Statistics, add_rows, padded, total, wave_shares};
+use super::tiles::{Operand, Tile, Tiles};
 use crate::cpu::Cpu;
 use crate::cpu::gather::{Term, write_gradient};
-use crate::cpu::pack::{Packer, Rows, pack_band, pack_panels};
+use crate::cpu::pool;
 use crate::cpu::product::{K_BLOCK, Multiply};
 use crate::cpu::real::Real;
-use crate::cpu::row_norms::{RowKind, RowScale, bands};
-use crate::cpu::tile::{Kernel, Simd, load, load_part, store, store_part};
+use crate::cpu::row_norms::bands;
+use crate::cpu::tile::{Kernel, Simd};
 use crate::dtype::{Accum, Element, GradientOf};
 use crate::matrix::MatMut;
 use crate::options::WriteMode;
-use crate::pairwise::PairwiseObjective;
-
-/// Columns per chunk, whole blocks of the products' depth.
-const CHUNK: usize = 2 * K_BLOCK;
 
 /// Blocks of columns multiplied at a time: 1024 rows of a slice of features stay in a second-level cache.
 const BLOCKS: usize = 8;
 
-/// Bytes that a wave's part of `W` may take.
-const WAVE_BYTES: usize = 64 << 20;
-
-/// Most rows of a wave.
-const WAVE_ROWS: usize = 384;
-
 /// Rows per piece of work when gradients are written.
 const ROWS_PER_ITEM: usize = 16;
 
-/// A matrix whose gradient is taken: its rows, and those of them that take no part in the products.
-#[derive(Clone, Copy)]
-pub(super) struct Operand<'a, T: Element> {
-    pub(super) rows: Rows<'a, T>,
-    /// Rows that are ignored, or not finite: their weights are 0 or NaN, and 0 times NaN would not be 0.
-    pub(super) left_out: &'a [bool],
-}
-
 /// Everything that the sweep is told.
-pub(super) struct Problem<'a, T: Element, F> {
-    pub(super) objective: &'a PairwiseObjective,
-    pub(super) classes: Classes<'a>,
-    pub(super) x: Operand<'a, T>,
-    pub(super) y: Operand<'a, T>,
+pub(super) struct Problem<'a, A, F> {
+    pub(super) question: Question<'a, A>,
     pub(super) form: F,
     pub(super) anchors: &'a Anchors,
-    pub(super) log_q: &'a [T::Acc],
-    pub(super) rows_p: &'a [T::Acc],
-    pub(super) cols_p: &'a [T::Acc],
     pub(super) upstream: f64,
 }
 
@@ -100,75 +78,62 @@ impl<A: Accum> ColumnCoefficients<A> {
     }
 }
 
-/// How the rows are cut into waves: by the shape alone.
-#[derive(Clone, Copy, Debug)]
-struct Waves {
-    rows: usize,
-    /// Padding of a wave's rows: whole register tiles, and whole blocks of the transposition.
-    unit: usize,
+/// What the sweep gives besides the gradients.
+pub(super) struct Found {
+    pub(super) totals: Totals,
+    /// Gradient elements that overflowed the output type.
+    pub(super) overflow: u32,
+    /// Of the forms that need none before: see [`Form::ALONE`]; else empty.
+    pub(super) statistics: Statistics,
 }
 
-impl Waves {
-    fn new<A: Accum>(cpu: &Cpu, m: usize) -> Self {
-        let (mr, _) = cpu.isa().register_rows::<A>();
-        let unit = if mr % 8 == 0 { mr } else { mr * 8 };
-        let fit = WAVE_BYTES / (m.next_multiple_of(CHUNK).max(1) * size_of::<A>());
-        Self { rows: fit.clamp(1, WAVE_ROWS).next_multiple_of(unit), unit }
-    }
-}
-
-/// Computes both gradients, or for a single set (`dy` is `None`) their sum. Returns how many of their elements overflowed.
+/// Computes both gradients, or for a single set (`dy` is `None`) their sum.
 pub(super) fn gradient<T: Element, F: Form<T::Acc>, G: GradientOf<T>>(
-    cpu: &Cpu,
-    problem: &Problem<'_, T, F>,
+    tiles: &mut Tiles<'_, T>,
+    problem: &Problem<'_, T::Acc, F>,
     write: WriteMode,
     mut dx: MatMut<'_, G>,
-    dy: Option<MatMut<'_, G>>,
-) -> (u32, Totals) {
+    mut dy: Option<MatMut<'_, G>>,
+) -> Found {
+    let (cpu, cut, y) = (tiles.cpu, tiles.cut, tiles.y);
     let single = dy.is_none();
-    let (n, m, d) = (problem.x.rows.mat.rows(), problem.y.rows.mat.rows(), problem.x.rows.mat.cols());
-    let waves = Waves::new::<T::Acc>(cpu, m);
-    let columns = ColumnCoefficients::new(&problem.anchors.cols, problem.upstream, problem.cols_p);
+    let mut found = Found {
+        totals: Totals::default(),
+        overflow: 0,
+        statistics: if F::ALONE { Statistics::new(cut.n, cut.m, false) } else { Statistics::default() },
+    };
     // What the columns' gradients are summed in: their own memory where it will do.
-    let mut own = Vec::new();
-    let mut rest = dy;
     let in_place = write == WriteMode::Overwrite && G::DTYPE == <T::Acc as Element>::DTYPE;
-    if single || !in_place {
-        own = vec![T::Acc::ZERO; m * d];
-    }
-    let mut totals = Totals::default();
-    let mut overflow = 0;
-    {
-        let mut sums = match rest.as_mut().filter(|_| in_place) {
-            Some(dy) => {
-                (0..m).for_each(|j| dy.row_mut(j).fill(G::zeroed()));
-                let (rows, cols, stride) = (dy.rows(), dy.cols(), dy.row_stride());
-                MatMut::with_stride(bytemuck::cast_slice_mut(dy.data_mut()), rows, cols, stride)
-            }
-            None => MatMut::new(&mut own, m, d),
-        };
-        let Ok(sums) = sums.as_mut() else { return (0, totals) };
-        for first in (0..n).step_by(waves.rows) {
-            let rows = first..(first + waves.rows).min(n);
-            let wave = Wave {
-                problem,
-                columns: &columns,
-                rows: rows.clone(),
-                padded: rows.len().next_multiple_of(waves.unit),
-            };
-            let of_rows = wave.run(cpu, sums.reborrow(), &mut totals);
-            if single {
-                wave.add(&of_rows, sums);
-            } else {
-                overflow += wave.finish(cpu, &of_rows, write, dx.reborrow());
-            }
+    let mut own = Vec::new();
+    let sums = match dy.as_mut().filter(|_| in_place) {
+        Some(dy) => {
+            (0..cut.m).for_each(|j| dy.row_mut(j).fill(G::zeroed()));
+            let (rows, cols, stride) = (dy.rows(), dy.cols(), dy.row_stride());
+            MatMut::with_stride(bytemuck::cast_slice_mut(dy.data_mut()), rows, cols, stride)
+        }
+        None => {
+            own = vec![T::Acc::ZERO; cut.m * cut.depth];
+            MatMut::new(&mut own, cut.m, cut.depth)
+        }
+    };
+    // The shapes were checked: it is a matrix.
+    let Ok(mut sums) = sums else { return found };
+    let columns = ColumnCoefficients::new(&problem.anchors.cols, problem.upstream, problem.question.cols_p);
+    let mut step = Step { problem, columns: &columns, found: &mut found };
+    for wave in 0..cut.waves() {
+        let of_rows = step.wave(tiles, wave, sums.reborrow());
+        let rows = cut.rows(wave);
+        if single {
+            of_rows.add(&rows, &mut sums);
+        } else {
+            step.found.overflow += of_rows.finish(cpu, &tiles.x, &rows, write, dx.reborrow());
         }
     }
-    let columns = if single { Some(dx) } else { rest };
+    let columns = if single { Some(dx) } else { dy };
     if let Some(columns) = columns {
-        overflow += finish_columns(cpu, &problem.y, &own, write, columns);
+        found.overflow += finish_columns(cpu, &y, &own, write, columns);
     }
-    (overflow, totals)
+    found
 }
 
 /// Takes the columns' summed gradients through the Jacobian; `sums` is empty if they are in `out`.
@@ -213,15 +178,6 @@ fn finish<T: Element, G: GradientOf<T>>(
     write_gradient(cpu, &[term], through, g, write, out)
 }
 
-/// A band of rows.
-struct Wave<'a, T: Element, F> {
-    problem: &'a Problem<'a, T, F>,
-    columns: &'a ColumnCoefficients<T::Acc>,
-    rows: Range<usize>,
-    /// Rows with padding.
-    padded: usize,
-}
-
 /// The rows' gradients with respect to their unit rows, slice by slice of features.
 struct OfRows<A> {
     data: Vec<A>,
@@ -238,73 +194,125 @@ impl<A: Accum> OfRows<A> {
             out.copy_from_slice(&slice[r * self.width..][..out.len()]);
         }
     }
-}
 
-impl<T: Element, F: Form<T::Acc>> Wave<'_, T, F> {
-    /// Adds to the columns' `sums`, and returns the rows' gradients.
-    fn run(&self, cpu: &Cpu, sums: MatMut<'_, T::Acc>, totals: &mut Totals) -> OfRows<T::Acc> {
-        let (m, d) = (self.problem.y.rows.mat.rows(), self.problem.y.rows.mat.cols());
-        let (_, nr) = cpu.isa().register_rows::<T::Acc>();
-        let mut band = cpu.scratch::<T::Acc>(d.div_ceil(K_BLOCK) * self.padded * K_BLOCK);
-        let mut inv = vec![T::Acc::ZERO; self.padded];
-        pack_band(cpu, self.problem.x.rows, self.rows.clone(), &mut band, &mut inv);
-        let mut features = cpu.scratch::<T::Acc>(d.next_multiple_of(nr) * self.rows.len());
-        pack_features(cpu, &self.problem.x, self.rows.clone(), 0..d, &mut features);
-        let shared = Shared { band: &band, inv: &inv, features: &features };
-        let mut weights = cpu.scratch::<T::Acc>(m.next_multiple_of(CHUNK) * self.padded);
-        let mut parts = vec![Totals::default(); m.div_ceil(CHUNK)];
-        let work = self.rows.len().saturating_mul(m).saturating_mul(d);
-        let chunks = weights.chunks_mut(CHUNK * self.padded).zip(parts.iter_mut()).zip(bands(sums, CHUNK));
-        let chunks: Vec<_> = chunks.collect();
-        let start = || Chunk::new(cpu, self, nr);
-        cpu.each_with(work.saturating_mul(2), chunks.into_iter(), start, |own, ((weights, part), (first, sums))| {
-            let cols = first..(first + CHUNK).min(m);
-            *part = self.chunk(cpu, &shared, own, &cols, weights, sums);
-        });
-        for part in parts {
-            totals.weighted_similarity += part.weighted_similarity;
-            totals.weight += part.weight;
+    /// Adds them to those of the same rows as columns.
+    fn add(&self, rows: &Range<usize>, sums: &mut MatMut<'_, A>) {
+        let mut row = vec![A::ZERO; sums.cols()];
+        for (r, i) in rows.clone().enumerate() {
+            self.row(r, &mut row);
+            sums.row_mut(i).iter_mut().zip(&row).for_each(|(sum, v)| *sum += *v);
         }
-        self.products(cpu, &weights, nr)
     }
 
-    /// `W` of the columns `cols`: into `weights` as a band of the rows' product, and times the rows onto `sums`.
-    fn chunk(
+    /// Writes them.
+    fn finish<T: Element<Acc = A>, G: GradientOf<T>>(
         &self,
         cpu: &Cpu,
-        shared: &Shared<'_, T::Acc>,
-        own: &mut Chunk<'_, T::Acc>,
-        cols: &Range<usize>,
-        weights: &mut [T::Acc],
-        mut sums: MatMut<'_, T::Acc>,
-    ) -> Totals {
-        let d = self.problem.y.rows.mat.cols();
-        let (mr, nr) = cpu.isa().register_rows::<T::Acc>();
-        let panels = pack_panels(cpu, self.problem.y.rows, cols, Packer::Caller);
-        let (panels, col_inv) = panels.of(cols);
-        let ld = cols.len().next_multiple_of(nr);
-        let tile = &mut own.tile[..self.padded * ld];
-        let scale = col_inv.map(|c| (shared.inv, c));
-        cpu.isa().run(Multiply { band: shared.band, panels, depth: d, out: tile, scale, add: false });
-        let totals = self.weigh(cpu, tile, ld, cols, &mut own.row);
-        // The band's padding takes part in no sum: the depth of both products ends before it.
-        for (block, out) in weights.chunks_exact_mut(self.padded * K_BLOCK).enumerate().take(ld.div_ceil(K_BLOCK)) {
-            let at = block * K_BLOCK;
-            let width = K_BLOCK.min(ld - at);
-            for (row, out) in tile.chunks_exact(ld).zip(out.chunks_exact_mut(K_BLOCK)) {
-                out[..width].copy_from_slice(&row[at..at + width]);
+        x: &Operand<'_, T>,
+        rows: &Range<usize>,
+        write: WriteMode,
+        dx: MatMut<'_, G>,
+    ) -> u32 {
+        let (total, d, stride) = (dx.rows(), dx.cols(), dx.row_stride());
+        let data = dx.into_data();
+        // The last row may end short of its stride.
+        let end = if rows.end == total { data.len() } else { rows.end * stride };
+        let Ok(part) = MatMut::with_stride(&mut data[rows.start * stride..end], rows.len(), d, stride) else {
+            return 0;
+        };
+        let overflow = AtomicU32::new(0);
+        cpu.each(rows.len().saturating_mul(d), bands(part, ROWS_PER_ITEM), |(first, mut band)| {
+            let (mut sum, mut g) = (cpu.scratch::<A>(d), cpu.scratch::<A>(d));
+            let mut lost = 0;
+            for r in 0..band.rows() {
+                self.row(first + r, &mut sum);
+                lost += finish(cpu, x, rows.start + first + r, &sum, &mut g, write, band.row_mut(r));
             }
+            overflow.fetch_add(lost, Ordering::Relaxed);
+        });
+        overflow.into_inner()
+    }
+}
+
+/// The sweep.
+struct Step<'a, A, F> {
+    problem: &'a Problem<'a, A, F>,
+    columns: &'a ColumnCoefficients<A>,
+    found: &'a mut Found,
+}
+
+/// What a thread keeps from tile to tile.
+struct Own<'c, A> {
+    turned: pool::Scratch<'c, A>,
+    product: pool::Scratch<'c, A>,
+    class: Vec<u32>,
+    products: Vec<A>,
+    statistics: Scratch<A>,
+}
+
+impl<A: Accum, F: Form<A>> Step<'_, A, F> {
+    /// Adds to the columns' `sums`, and returns the rows' gradients.
+    fn wave<T: Element<Acc = A>>(&mut self, tiles: &mut Tiles<'_, T>, wave: usize, sums: MatMut<'_, A>) -> OfRows<A> {
+        let (cpu, cut) = (tiles.cpu, tiles.cut);
+        let (rows, padded_rows) = (cut.rows(wave), cut.padded(wave));
+        let (mr, nr) = cpu.isa().register_rows::<A>();
+        let wide = cut.depth.next_multiple_of(nr);
+        let mut features = cpu.scratch::<A>(wide * rows.len());
+        pack_all_features(cpu, &tiles.x, &rows, &mut features);
+        let mut parts = vec![Totals::default(); cut.chunks()];
+        let mut no_columns = Vec::new();
+        let mut shares = if F::ALONE { wave_shares(&mut no_columns, &cut, wave) } else { Vec::new() };
+        let start = || Own {
+            turned: cpu.scratch(padded_rows.div_ceil(K_BLOCK) * cut.chunk.next_multiple_of(mr) * K_BLOCK),
+            product: cpu.scratch(cut.chunk.next_multiple_of(mr) * wide),
+            class: vec![0; cut.chunk],
+            products: vec![A::ZERO; cut.chunk],
+            statistics: Scratch::new(cut.chunk, nr),
+        };
+        let mut each_share = shares.iter_mut();
+        let states: Vec<_> = parts
+            .iter_mut()
+            .zip(bands(sums, cut.chunk))
+            .map(|(part, (_, band))| (part, band, each_share.next()))
+            .collect();
+        let this = &*self;
+        tiles.each(wave, states, start, |own, tile, (part, band, share)| {
+            *part = this.tile(cpu, own, tile, share, &features, band);
+        });
+        for part in parts {
+            self.found.totals.weighted_similarity += part.weighted_similarity;
+            self.found.totals.weight += part.weight;
         }
-        let padded_cols = cols.len().next_multiple_of(mr);
-        let turned = &mut own.turned[..self.padded.div_ceil(K_BLOCK) * padded_cols * K_BLOCK];
-        cpu.isa().run(Turn { tile, ld, rows: self.padded, out: turned, out_rows: padded_cols });
-        let blocks = self.rows.len().div_ceil(K_BLOCK);
-        let turned = &turned[..blocks * padded_cols * K_BLOCK];
-        let wide = d.next_multiple_of(nr);
-        let out = &mut own.product[..padded_cols * wide];
-        let depth = self.rows.len();
-        cpu.isa().run(Multiply { band: turned, panels: shared.features, depth, out, scale: None, add: false });
-        for (j, row) in out.chunks_exact(wide).enumerate().take(cols.len()) {
+        if F::ALONE {
+            let rows_found: Vec<_> = shares.into_iter().map(Share::into_rows).collect();
+            add_rows(&mut self.found.statistics, rows.start, &rows_found);
+        }
+        products(tiles, wave)
+    }
+
+    /// Turns a tile of similarities into one of `W`, and adds its product with the wave's rows to `sums`.
+    fn tile(
+        &self,
+        cpu: &Cpu,
+        own: &mut Own<'_, A>,
+        mut tile: Tile<'_, A>,
+        share: Option<&mut Share<'_>>,
+        features: &[A],
+        mut sums: MatMut<'_, A>,
+    ) -> Totals {
+        if let Some(share) = share {
+            own.statistics.visit(cpu, &tile, share, self.problem.form, &self.problem.question);
+        }
+        let totals = self.weigh(cpu, &mut tile, &mut own.class, &mut own.products);
+        let (mr, _) = cpu.isa().register_rows::<A>();
+        let (depth, ld) = (tile.rows.len(), tile.ld);
+        let cols = tile.cols.len().next_multiple_of(mr);
+        let turned = &mut own.turned[..depth.div_ceil(K_BLOCK) * cols * K_BLOCK];
+        cpu.isa().run(Turn { tile: tile.data, ld, rows: tile.data.len() / ld, out: turned, out_rows: cols });
+        let wide = features.len() / depth;
+        let out = &mut own.product[..cols * wide];
+        cpu.isa().run(Multiply { band: turned, panels: features, depth, out, scale: None, add: false });
+        for (j, row) in out.chunks_exact(wide).enumerate().take(tile.cols.len()) {
             for (sum, v) in sums.row_mut(j).iter_mut().zip(row) {
                 *sum += *v;
             }
@@ -313,26 +321,19 @@ impl<T: Element, F: Form<T::Acc>> Wave<'_, T, F> {
     }
 
     /// Replaces the similarities of a tile by weights.
-    fn weigh(
-        &self,
-        cpu: &Cpu,
-        tile: &mut [T::Acc],
-        ld: usize,
-        cols: &Range<usize>,
-        own: &mut RowScratch<T::Acc>,
-    ) -> Totals {
-        let problem = self.problem;
-        let (anchors, objective) = (problem.anchors, problem.objective);
-        let columns = self.columns.of(cols, ld);
-        let log_q = padded(&problem.log_q[cols.clone()], ld);
-        own.class[cols.len()..ld].fill(0);
+    fn weigh(&self, cpu: &Cpu, tile: &mut Tile<'_, A>, class: &mut [u32], products: &mut [A]) -> Totals {
+        let (problem, question) = (self.problem, &self.problem.question);
+        let (anchors, objective, ld) = (problem.anchors, question.objective, tile.ld);
+        let columns = self.columns.of(&tile.cols, ld);
+        let log_q = padded(&question.log_q[tile.cols.clone()], ld);
+        class[tile.cols.len()..ld].fill(0);
         let mut totals = Totals::default();
         let mut positives: Vec<(usize, f64)> = Vec::new();
-        for (row, i) in tile.chunks_exact_mut(ld).zip(self.rows.clone()) {
+        for (row, i) in tile.data.chunks_exact_mut(ld).zip(tile.rows.clone()) {
             positives.clear();
-            if problem.classes.of_row(i, cols, &mut own.class) {
-                for c in (0..cols.len()).filter(|&c| own.class[c] == POSITIVE) {
-                    let (s, j) = (row[c].to_f64(), cols.start + c);
+            if question.classes.of_row(i, &tile.cols, class) {
+                for c in (0..tile.cols.len()).filter(|&c| class[c] == POSITIVE) {
+                    let (s, j) = (row[c].to_f64(), tile.cols.start + c);
                     let mut w = weight(objective, s, log_q[c].to_f64(), &anchors.rows[i].positive);
                     if let Some(column) = anchors.cols.get(j) {
                         w += weight(objective, s, 0.0, &column.positive);
@@ -345,117 +346,65 @@ impl<T: Element, F: Form<T::Acc>> Wave<'_, T, F> {
             }
             let [similarity, sum] = cpu.isa().run(Weigh {
                 s: row,
-                class: &own.class[..ld],
+                class: &class[..ld],
                 log_q: &log_q,
-                row: coefficient(&anchors.rows[i], problem.upstream, problem.rows_p[i]),
+                row: coefficient(&anchors.rows[i], problem.upstream, question.rows_p[i]),
                 columns: &columns,
                 form: problem.form,
-                products: &mut own.products[..ld],
+                products: &mut products[..ld],
             });
             totals.weighted_similarity += similarity;
             totals.weight += sum;
             for &(c, w) in &positives {
-                row[c] = T::Acc::from_f64(w);
+                row[c] = A::from_f64(w);
             }
         }
-        tile[self.rows.len() * ld..].fill(T::Acc::ZERO);
+        tile.data[tile.rows.len() * ld..].fill(A::ZERO);
         totals
     }
+}
 
-    /// The band of `W` times the columns.
-    fn products(&self, cpu: &Cpu, weights: &[T::Acc], nr: usize) -> OfRows<T::Acc> {
-        let (m, d) = (self.problem.y.rows.mat.rows(), self.problem.y.rows.mat.cols());
-        let width = (2 * nr).min(d.next_multiple_of(nr));
-        let mut data = vec![T::Acc::ZERO; self.padded * d.next_multiple_of(width)];
-        let work = self.rows.len().saturating_mul(m).saturating_mul(d);
-        let slices = data.chunks_exact_mut(self.padded * width).enumerate();
-        let start = || cpu.scratch::<T::Acc>(BLOCKS * K_BLOCK * width);
-        cpu.each_with(work, slices, start, |panels, (slice, out)| {
-            let features = slice * width..((slice + 1) * width).min(d);
-            for first in (0..m).step_by(BLOCKS * K_BLOCK) {
-                let cols = first..(first + BLOCKS * K_BLOCK).min(m);
-                let panels = &mut panels[..cols.len() * width];
-                pack_features(cpu, &self.problem.y, cols.clone(), features.clone(), panels);
-                let band = &weights[first * self.padded..][..cols.len().div_ceil(K_BLOCK) * K_BLOCK * self.padded];
-                cpu.isa().run(Multiply { band, panels, depth: cols.len(), out, scale: None, add: first > 0 });
-            }
-        });
-        OfRows { data, width, padded: self.padded }
-    }
-
-    /// Adds the rows' gradients to those of the same rows as columns.
-    fn add(&self, of_rows: &OfRows<T::Acc>, sums: &mut MatMut<'_, T::Acc>) {
-        let mut row = vec![T::Acc::ZERO; sums.cols()];
-        for (r, i) in self.rows.clone().enumerate() {
-            of_rows.row(r, &mut row);
-            sums.row_mut(i).iter_mut().zip(&row).for_each(|(sum, v)| *sum += *v);
+/// A wave's band of `W` times the columns.
+fn products<T: Element>(tiles: &mut Tiles<'_, T>, wave: usize) -> OfRows<T::Acc> {
+    let (cpu, cut, y) = (tiles.cpu, tiles.cut, tiles.y);
+    let padded_rows = cut.padded(wave);
+    let width = (2 * cut.nr).min(cut.depth.next_multiple_of(cut.nr));
+    let band = band(tiles, wave);
+    let mut data = vec![T::Acc::ZERO; padded_rows * cut.depth.next_multiple_of(width)];
+    let work = cut.rows(wave).len().saturating_mul(cut.m).saturating_mul(cut.depth);
+    let slices = data.chunks_exact_mut(padded_rows * width).enumerate();
+    let start = || cpu.scratch::<T::Acc>(BLOCKS * K_BLOCK * width);
+    cpu.each_with(work, slices, start, |panels, (slice, out)| {
+        let features = slice * width..((slice + 1) * width).min(cut.depth);
+        for first in (0..cut.m).step_by(BLOCKS * K_BLOCK) {
+            let cols = first..(first + BLOCKS * K_BLOCK).min(cut.m);
+            let panels = &mut panels[..cols.len() * width];
+            pack_features(cpu, &y, &cols, features.clone(), panels);
+            let band = &band[first * padded_rows..][..cols.len().div_ceil(K_BLOCK) * K_BLOCK * padded_rows];
+            cpu.isa().run(Multiply { band, panels, depth: cols.len(), out, scale: None, add: first > 0 });
         }
-    }
+    });
+    OfRows { data, width, padded: padded_rows }
+}
 
-    /// Writes the rows' gradients.
-    fn finish<G: GradientOf<T>>(
-        &self,
-        cpu: &Cpu,
-        of_rows: &OfRows<T::Acc>,
-        write: WriteMode,
-        dx: MatMut<'_, G>,
-    ) -> u32 {
-        let d = dx.cols();
-        let (total, stride) = (dx.rows(), dx.row_stride());
-        let start = self.rows.start * stride;
-        let data = dx.into_data();
-        // The last row may end short of its stride.
-        let end = if self.rows.end == total { data.len() } else { self.rows.end * stride };
-        let Ok(part) = MatMut::with_stride(&mut data[start..end], self.rows.len(), d, stride) else { return 0 };
-        let overflow = AtomicU32::new(0);
-        cpu.each(self.rows.len().saturating_mul(d), bands(part, ROWS_PER_ITEM), |(first, mut band)| {
-            let (mut sum, mut g) = (cpu.scratch::<T::Acc>(d), cpu.scratch::<T::Acc>(d));
-            let mut lost = 0;
-            for r in 0..band.rows() {
-                of_rows.row(first + r, &mut sum);
-                lost += finish(cpu, &self.problem.x, self.rows.start + first + r, &sum, &mut g, write, band.row_mut(r));
+/// A wave's tiles as one band `(column blocks, rows, K_BLOCK)`. What is behind the last column takes part in no sum.
+fn band<'c, T: Element>(tiles: &mut Tiles<'c, T>, wave: usize) -> pool::Scratch<'c, T::Acc> {
+    let (cpu, cut) = (tiles.cpu, tiles.cut);
+    let padded_rows = cut.padded(wave);
+    let mut band = cpu.scratch::<T::Acc>(cut.m.div_ceil(K_BLOCK) * padded_rows * K_BLOCK);
+    let all: Vec<_> = tiles.wave(wave).collect();
+    let work = padded_rows.saturating_mul(cut.m);
+    cpu.each(work, band.chunks_exact_mut(padded_rows * K_BLOCK).enumerate(), |(block, out)| {
+        let wanted = block * K_BLOCK..((block + 1) * K_BLOCK).min(cut.m);
+        for (cols, tile) in all.iter().filter(|(cols, _)| cols.start < wanted.end && wanted.start < cols.end) {
+            let (from, to) = (wanted.start.max(cols.start), wanted.end.min(cols.end));
+            let ld = tile.len() / padded_rows;
+            for (row, out) in tile.chunks_exact(ld).zip(out.chunks_exact_mut(K_BLOCK)) {
+                out[from - wanted.start..to - wanted.start].copy_from_slice(&row[from - cols.start..to - cols.start]);
             }
-            overflow.fetch_add(lost, Ordering::Relaxed);
-        });
-        overflow.into_inner()
-    }
-}
-
-/// What all chunks of a wave read.
-struct Shared<'a, A> {
-    /// The rows as the left operand of `S`.
-    band: &'a [A],
-    inv: &'a [A],
-    /// The rows as the right operand of the columns' product.
-    features: &'a [A],
-}
-
-/// What a thread keeps from chunk to chunk.
-struct Chunk<'c, A> {
-    tile: crate::cpu::pool::Scratch<'c, A>,
-    turned: crate::cpu::pool::Scratch<'c, A>,
-    product: crate::cpu::pool::Scratch<'c, A>,
-    row: RowScratch<A>,
-}
-
-/// Memory for one row of a tile.
-struct RowScratch<A> {
-    class: Vec<u32>,
-    products: Vec<A>,
-}
-
-impl<'c, A: Accum> Chunk<'c, A> {
-    fn new<T: Element<Acc = A>, F>(cpu: &'c Cpu, wave: &Wave<'_, T, F>, nr: usize) -> Self {
-        let (mr, _) = cpu.isa().register_rows::<A>();
-        let wide = wave.problem.y.rows.mat.cols().next_multiple_of(nr);
-        let (high, long) = (CHUNK.next_multiple_of(mr), CHUNK.next_multiple_of(nr));
-        Self {
-            tile: cpu.scratch(wave.padded * long),
-            turned: cpu.scratch(wave.padded.div_ceil(K_BLOCK) * high * K_BLOCK),
-            product: cpu.scratch(high * wide),
-            row: RowScratch { class: vec![0; long], products: vec![A::ZERO; long] },
         }
-    }
+    });
+    band
 }
 
 /// Similarities of one row to weights of its negatives, 0 for all else; returns `[Σ w s, Σ w]`.
@@ -497,95 +446,4 @@ impl<A: Accum, F: Form<A>> Kernel<A> for Weigh<'_, A, F> {
         }
         [total::<A, S>(products).to_f64(), total::<A, S>(s).to_f64()]
     }
-}
-
-/// A tile `(rows, ld)` transposed into a band `(row blocks, out_rows, K_BLOCK)`.
-struct Turn<'a, A> {
-    tile: &'a [A],
-    ld: usize,
-    /// A multiple of 8.
-    rows: usize,
-    out: &'a mut [A],
-    out_rows: usize,
-}
-
-impl<A: Accum> Kernel<A> for Turn<'_, A> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd<A>>(self) {
-        let Self { tile, ld, rows, out, out_rows } = self;
-        for (block, out) in out.chunks_exact_mut(out_rows * K_BLOCK).enumerate() {
-            let first = block * K_BLOCK;
-            for r in (first..rows.min(first + K_BLOCK)).step_by(8) {
-                for c in (0..ld.min(out_rows / 8 * 8)).step_by(8) {
-                    S::transpose_8x8(&tile[r * ld + c..], ld, &mut out[c * K_BLOCK + (r - first)..], K_BLOCK);
-                }
-                for c in out_rows / 8 * 8..out_rows {
-                    for k in 0..8 {
-                        out[c * K_BLOCK + (r - first) + k] = if c < ld { tile[(r + k) * ld + c] } else { A::ZERO };
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Packs the features `features` of the unit rows `rows` into panels `(rows, NR)`, with zeros for rows that are left out
-/// and behind the features.
-fn pack_features<T: Element>(
-    cpu: &Cpu,
-    of: &Operand<'_, T>,
-    rows: Range<usize>,
-    features: Range<usize>,
-    out: &mut [T::Acc],
-) {
-    let (_, nr) = cpu.isa().register_rows::<T::Acc>();
-    let count = rows.len();
-    for (panel, out) in out.chunks_exact_mut(count * nr).enumerate() {
-        let from = features.start + panel * nr;
-        if from >= features.end {
-            out.fill(T::Acc::ZERO);
-            continue;
-        }
-        let to = (from + nr).min(features.end);
-        for (j, out) in rows.clone().zip(out.chunks_exact_mut(nr)) {
-            if of.left_out[j] {
-                out.fill(T::Acc::ZERO);
-            } else {
-                cpu.isa().run(UnitPart { x: &of.rows.mat.row(j)[from..to], scale: of.rows.scale(j), out });
-            }
-        }
-    }
-}
-
-/// `out = (x * pow2) * inv`, and zeros behind it.
-struct UnitPart<'a, T: Element> {
-    x: &'a [T],
-    scale: RowScale<T::Acc>,
-    out: &'a mut [T::Acc],
-}
-
-impl<T: Element> Kernel<T::Acc> for UnitPart<'_, T> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd<T::Acc>>(self) {
-        let (pow2, inv) = (S::splat(self.scale.pow2), S::splat(self.scale.inv));
-        let (out, rest) = self.out.split_at_mut(self.x.len());
-        for (x, out) in self.x.chunks(S::LANES).zip(out.chunks_mut(S::LANES)) {
-            if x.len() == S::LANES {
-                store::<T::Acc, S>(S::mul(S::mul(load::<T, S>(x), pow2), inv), out);
-            } else {
-                store_part::<T::Acc, S>(S::mul(S::mul(load_part::<T, S>(x), pow2), inv), out);
-            }
-        }
-        rest.fill(T::Acc::ZERO);
-    }
-}
-
-/// The rows that take no part in products; see [`Operand::left_out`].
-pub(super) fn left_out<A>(scales: &[RowScale<A>], normalised: bool, ignored: impl Fn(usize) -> bool) -> Vec<bool> {
-    let not_finite = |kind: RowKind| normalised && kind == RowKind::NotFinite;
-    scales.iter().enumerate().map(|(i, scale)| ignored(i) || not_finite(scale.kind)).collect()
 }

@@ -4,15 +4,18 @@ mod classes;
 mod coefficients;
 mod form;
 mod gradient;
+mod operands;
 mod positives;
 mod statistics;
+mod tiles;
 
 use self::classes::{Classes, Counts};
 use self::coefficients::{Anchors, anchors};
 use self::form::{Circle, Form, Hinge, Lifted, MultiSimilarity, RankedList, SigLip, Softmax};
-use self::gradient::{Operand, Problem, Totals, gradient, left_out};
+use self::gradient::{Found, Problem, gradient};
 use self::positives::Positives;
 use self::statistics::{Question, Statistics, statistics};
+use self::tiles::{Operand, Tiles, left_out};
 use super::pack::Rows;
 use super::pool::Cpu;
 use super::real::Real;
@@ -53,7 +56,7 @@ fn own_similarities<T: Element>(cpu: &Cpu, inputs: &Inputs<'_, T>) -> [Vec<T::Ac
 }
 
 fn parameters<T: Element>(
-    cpu: &Cpu,
+    tiles: &mut Tiles<'_, T>,
     inputs: &Inputs<'_, T>,
     objective: &PairwiseObjective,
     log_q: &[T::Acc],
@@ -62,7 +65,7 @@ fn parameters<T: Element>(
     let rows = |value: T::Acc| vec![value; n];
     match objective {
         PairwiseObjective::TripletAll { .. } => {
-            let [rows, cols] = own_similarities(cpu, inputs);
+            let [rows, cols] = own_similarities(tiles.cpu, inputs);
             Parameters { rows, cols, highest: Vec::new() }
         }
         PairwiseObjective::InfoNce { .. } => {
@@ -75,7 +78,7 @@ fn parameters<T: Element>(
             let all = rows(T::Acc::ZERO);
             let question =
                 Question { objective, classes: inputs.classes, log_q, rows_p: &all, cols_p: &[], highest: &[] };
-            let found = statistics(cpu, inputs.x.rows, inputs.y.rows, Softmax { scale: T::Acc::ONE }, &question);
+            let found = statistics(tiles, Softmax { scale: T::Acc::ONE }, &question);
             Parameters {
                 rows: found.positives.iter().map(|p| T::Acc::from_f64(p.least)).collect(),
                 cols: Vec::new(),
@@ -104,7 +107,7 @@ fn own_pairs<A>(
     (0..parameters.cols.len()).map(of).collect()
 }
 
-/// Everything after the parameters are known, for the negatives of one form.
+/// Gradients, the anchors' losses and the sums, for the negatives of one form.
 #[allow(clippy::too_many_arguments)]
 fn solve<T: Element, F: Form<T::Acc>, G: GradientOf<T>>(
     cpu: &Cpu,
@@ -115,8 +118,9 @@ fn solve<T: Element, F: Form<T::Acc>, G: GradientOf<T>>(
     log_q: &[T::Acc],
     dx: MatMut<'_, G>,
     dy: Option<MatMut<'_, G>>,
-) -> (Anchors, Statistics, Totals, u32) {
-    let parameters = parameters(cpu, inputs, objective, log_q);
+) -> (Anchors, Found) {
+    let mut tiles = Tiles::new(cpu, inputs.x, inputs.y);
+    let parameters = parameters(&mut tiles, inputs, objective, log_q);
     let question = Question {
         objective,
         classes: inputs.classes,
@@ -125,23 +129,24 @@ fn solve<T: Element, F: Form<T::Acc>, G: GradientOf<T>>(
         cols_p: &parameters.cols,
         highest: &parameters.highest,
     };
-    let found = statistics(cpu, inputs.x.rows, inputs.y.rows, form, &question);
-    let own = own_pairs(objective, &inputs.classes, &parameters, &found);
-    let anchors = anchors(objective, options, &inputs.classes, &inputs.counts, &found, &own, &parameters.highest);
-    let problem = Problem {
-        objective,
-        classes: inputs.classes,
-        x: inputs.x,
-        y: inputs.y,
-        form,
-        anchors: &anchors,
-        log_q,
-        rows_p: &parameters.rows,
-        cols_p: &parameters.cols,
-        upstream: options.upstream,
+    let weigh = |found: &Statistics| {
+        let own = own_pairs(objective, &inputs.classes, &parameters, found);
+        anchors(objective, options, &inputs.classes, &inputs.counts, found, &own, &parameters.highest)
     };
-    let (overflow, totals) = gradient(cpu, &problem, options.write, dx, dy);
-    (anchors, found, totals, overflow)
+    let before = if F::ALONE {
+        Statistics::new(tiles.cut.n, tiles.cut.m, false)
+    } else {
+        statistics(&mut tiles, form, &question)
+    };
+    let anchors = weigh(&before);
+    let problem = Problem { question, form, anchors: &anchors, upstream: options.upstream };
+    let mut found = gradient(&mut tiles, &problem, options.write, dx, dy);
+    if F::ALONE {
+        // The weights were known; the losses are known after the sweep.
+        return (weigh(&found.statistics), found);
+    }
+    found.statistics = before;
+    (anchors, found)
 }
 
 /// [`solve`] with the form of the objective.
@@ -152,7 +157,7 @@ fn solve_objective<T: Element, G: GradientOf<T>>(
     options: &PairwiseOptions<'_>,
     dx: MatMut<'_, G>,
     dy: Option<MatMut<'_, G>>,
-) -> (Anchors, Statistics, Totals, u32) {
+) -> (Anchors, Found) {
     let of = T::Acc::from_f64;
     let m = inputs.y.rows.mat.rows();
     let log_q: Vec<T::Acc> = match options.log_q {
@@ -216,7 +221,8 @@ fn step<T: Element, G: GradientOf<T>>(
         classes,
         counts: classes.counts(n, m),
     };
-    let (anchors, found, totals, overflow) = solve_objective(cpu, &inputs, objective, options, dx, dy);
+    let (anchors, Found { totals, overflow, statistics: found }) =
+        solve_objective(cpu, &inputs, objective, options, dx, dy);
     let counts = &inputs.counts;
     let sum = |of: fn(&(u32, u32)) -> u32| counts.rows.iter().map(|c| u64::from(of(c))).sum::<u64>();
     let (positives, negatives) = (sum(|c| c.0), sum(|c| c.1));
@@ -253,8 +259,9 @@ fn step<T: Element, G: GradientOf<T>>(
 /// whatever it holds. A zero row gets the gradient 0 under [`Normalization::L2`].
 ///
 /// `dx` and `dy` have the shapes of `x` and `y`, in `T` or `T::Acc`; sums are in `T::Acc`, sums over tiles and the report in
-/// `f64`. `S` and `W` are never stored: allocates `O(n + m)`, a band of `W` of at most 64 MiB (or 24 rows), and, unless
-/// `dy` is overwritten in `T::Acc`, `m × d` sums. The result is the same bits run to run and for every number of threads.
+/// `f64`. Neither `S` nor `W` is stored as a whole unless it is small: allocates `O(n + m)`, at most 40 MiB of similarities
+/// that are kept from one sweep to the next, bands of 384 rows or about 32 MiB, and, unless `dy` is overwritten in
+/// `T::Acc`, `m × d` sums. The result is the same bits run to run and for every number of threads.
 ///
 /// # Errors
 /// [`Error::EmptyDim`](crate::Error::EmptyDim) if `d` is 0, [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) for

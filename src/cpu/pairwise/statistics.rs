@@ -1,18 +1,14 @@
-//! The first sweep: sums over the negatives and positives of every anchor.
+//! Sums over the negatives and positives of every anchor.
 
 use super::classes::{Classes, NEGATIVE, POSITIVE};
 use super::form::Form;
 use super::positives::{Positives, Sum};
+use super::tiles::{Cut, Tile, Tiles};
 use crate::cpu::Cpu;
-use crate::cpu::pack::Rows;
 use crate::cpu::row_norms::fold;
-use crate::cpu::sweep::{Piece, Tile, sweep};
 use crate::cpu::tile::{Kernel, Simd, lanes};
 use crate::dtype::{Accum, Element};
 use crate::pairwise::PairwiseObjective;
-
-/// Columns of a tile at most: more than any plan's block.
-const MAX_BLOCK: usize = 1024;
 
 /// What a sweep is told about the anchors.
 pub(super) struct Question<'a, A> {
@@ -38,36 +34,72 @@ pub(super) struct Statistics {
     pub(super) positives: Vec<Positives>,
 }
 
-struct Part<A> {
-    found: Statistics,
+impl Statistics {
+    /// Of `n` rows and `m` columns, before anything is added.
+    pub(super) fn new(n: usize, m: usize, both: bool) -> Self {
+        Self {
+            rows: vec![Sum::default(); n],
+            cols: vec![Sum::default(); if both { m } else { 0 }],
+            positives: vec![Positives::default(); n],
+        }
+    }
+}
+
+/// What a tile finds: of its rows, and its columns' sums so far.
+pub(super) struct Share<'a> {
+    rows: Vec<(Sum, Positives)>,
+    cols: &'a mut [Sum],
+}
+
+impl Share<'_> {
+    pub(super) fn into_rows(self) -> Vec<(Sum, Positives)> {
+        self.rows
+    }
+}
+
+/// One share per chunk of a wave of `rows` rows.
+fn shares<'a>(cols: &'a mut [Sum], rows: usize, chunk: usize, chunks: usize) -> Vec<Share<'a>> {
+    let mut cols = cols.chunks_mut(chunk);
+    let share = |_| Share { rows: vec![Default::default(); rows], cols: cols.next().unwrap_or_default() };
+    (0..chunks).map(share).collect()
+}
+
+/// Memory for a tile's rows.
+pub(super) struct Scratch<A> {
     class: Vec<u32>,
     terms: Vec<A>,
     products: Vec<A>,
     col_max: Vec<A>,
     col_sum: Vec<A>,
     col_extra: Vec<A>,
+    /// The tile's terms of the columns.
+    tile: Vec<A>,
 }
 
-impl<A: Accum> Part<A> {
-    fn new(piece: &Piece, both: bool) -> Self {
-        let found = Statistics {
-            rows: vec![Sum::default(); piece.rows.len()],
-            cols: vec![Sum::default(); if both { piece.cols.len() } else { 0 }],
-            positives: vec![Positives::default(); piece.rows.len()],
-        };
-        let zeros = || vec![A::ZERO; MAX_BLOCK];
+impl<A: Accum> Scratch<A> {
+    pub(super) fn new(chunk: usize, nr: usize) -> Self {
+        let long = chunk.next_multiple_of(nr);
+        let zeros = || vec![A::ZERO; long];
         Self {
-            found,
-            class: vec![0; MAX_BLOCK],
+            class: vec![0; long],
             terms: zeros(),
             products: zeros(),
             col_max: zeros(),
             col_sum: zeros(),
             col_extra: zeros(),
+            tile: Vec::new(),
         }
     }
 
-    fn visit<F: Form<A>>(&mut self, cpu: &Cpu, piece: &Piece, tile: Tile<'_, A>, form: F, q: &Question<'_, A>) {
+    /// Adds a tile to its share.
+    pub(super) fn visit<F: Form<A>>(
+        &mut self,
+        cpu: &Cpu,
+        tile: &Tile<'_, A>,
+        share: &mut Share<'_>,
+        form: F,
+        q: &Question<'_, A>,
+    ) {
         let (width, ld) = (tile.cols.len(), tile.ld);
         // Padding is no candidate.
         self.class[width..ld].fill(0);
@@ -77,27 +109,25 @@ impl<A: Accum> Part<A> {
         self.col_max[..ld].fill(A::NEG_INFINITY);
         self.col_sum[..ld].fill(A::ZERO);
         self.col_extra[..ld].fill(A::ZERO);
-        for (row, i) in tile.data.chunks_exact_mut(ld).zip(tile.rows.clone()) {
-            let at = i - piece.rows.start;
+        if both && F::SOFT {
+            self.tile.resize(tile.rows.len() * ld, A::ZERO);
+        }
+        for ((r, row), i) in tile.data.chunks_exact(ld).enumerate().zip(tile.rows.clone()) {
+            let (negatives, positives) = &mut share.rows[r];
             if q.classes.of_row(i, &tile.cols, &mut self.class) {
                 for (c, _) in self.class[..width].iter().enumerate().filter(|(_, c)| **c == POSITIVE) {
                     let highest = q.highest.get(i).copied().unwrap_or(f64::INFINITY);
-                    self.found.positives[at].add(q.objective, row[c].to_f64(), log_q[c].to_f64(), highest);
+                    positives.add(q.objective, row[c].to_f64(), log_q[c].to_f64(), highest);
                 }
             }
-            let sum = cpu.isa().run(RowSums {
-                s: row,
-                class: &self.class[..ld],
-                log_q: &log_q,
-                p: q.rows_p[i],
-                form,
-                terms: &mut self.terms[..ld],
-                products: &mut self.products[..ld],
-            });
-            self.found.rows[at].add(sum);
+            let (class, p) = (&self.class[..ld], q.rows_p[i]);
+            let (terms, products) = (&mut self.terms[..ld], &mut self.products[..ld]);
+            negatives.add(cpu.isa().run(RowSums { s: row, class, log_q: &log_q, p, form, terms, products }));
             if both {
-                let (max, sum, extra) = (&mut self.col_max[..ld], &mut self.col_sum[..ld], &mut self.col_extra[..ld]);
-                cpu.isa().run(ColumnTerms { s: row, class: &self.class[..ld], p: &cols_p, form, max, sum, extra });
+                let terms = if F::SOFT { &mut self.tile[r * ld..][..ld] } else { &mut self.terms[..ld] };
+                let (max, sum) = (&mut self.col_max[..ld], &mut self.col_sum[..ld]);
+                let extra = &mut self.col_extra[..ld];
+                cpu.isa().run(ColumnTerms { s: row, class, p: &cols_p, form, terms, max, sum, extra });
             }
         }
         if !both {
@@ -105,12 +135,11 @@ impl<A: Accum> Part<A> {
         }
         if F::SOFT {
             let (max, sum) = (&self.col_max[..ld], &mut self.col_sum[..ld]);
-            cpu.isa().run(ColumnExponentials { terms: tile.data, count: tile.rows.len(), max, sum });
+            cpu.isa().run(ColumnExponentials { terms: &self.tile, count: tile.rows.len(), max, sum });
         }
-        for c in 0..width {
+        for (c, total) in share.cols.iter_mut().enumerate() {
             let max = if F::SOFT { self.col_max[c].to_f64() } else { 0.0 };
-            let (sum, extra) = (self.col_sum[c].to_f64(), self.col_extra[c].to_f64());
-            self.found.cols[tile.cols.start - piece.cols.start + c].add(Sum { max, sum, extra });
+            total.add(Sum { max, sum: self.col_sum[c].to_f64(), extra: self.col_extra[c].to_f64() });
         }
     }
 }
@@ -121,37 +150,38 @@ pub(super) fn padded<A: Accum>(values: &[A], len: usize) -> Vec<A> {
     out
 }
 
+/// The shares of one wave, for [`Tiles::each`]; `add_rows` puts them together.
+pub(super) fn wave_shares<'a>(all: &'a mut [Sum], cut: &Cut, wave: usize) -> Vec<Share<'a>> {
+    shares(all, cut.rows(wave).len(), cut.chunk, cut.chunks())
+}
+
+/// Adds the rows of a wave's shares, chunk by chunk.
+pub(super) fn add_rows(all: &mut Statistics, first: usize, found: &[Vec<(Sum, Positives)>]) {
+    for rows in found {
+        for (r, (negatives, positives)) in rows.iter().enumerate() {
+            all.rows[first + r].add(*negatives);
+            all.positives[first + r].merge(positives);
+        }
+    }
+}
+
 /// Computes the statistics of every anchor. Sums over a tile's part of a row or column are taken in `T::Acc`, sums over
 /// tiles in `f64`, in an order that follows from the shape.
 pub(super) fn statistics<T: Element, F: Form<T::Acc>>(
-    cpu: &Cpu,
-    x: Rows<'_, T>,
-    y: Rows<'_, T>,
+    tiles: &mut Tiles<'_, T>,
     form: F,
     q: &Question<'_, T::Acc>,
 ) -> Statistics {
-    let (n, m) = (x.mat.rows(), y.mat.rows());
-    let both = !q.cols_p.is_empty();
-    let mut all = Statistics {
-        rows: vec![Sum::default(); n],
-        cols: vec![Sum::default(); if both { m } else { 0 }],
-        positives: vec![Positives::default(); n],
-    };
-    let start = |piece: &Piece| (piece.clone(), Part::<T::Acc>::new(piece, both));
-    let visit = |part: &mut (Piece, Part<T::Acc>), tile: Tile<'_, T::Acc>| {
-        let (piece, part) = part;
-        part.visit(cpu, piece, tile, form, q);
-    };
-    let merge = |piece: &Piece, (_, part): (Piece, Part<T::Acc>)| {
-        for (k, i) in piece.rows.clone().enumerate() {
-            all.rows[i].add(part.found.rows[k]);
-            all.positives[i].merge(&part.found.positives[k]);
-        }
-        for (found, j) in part.found.cols.iter().zip(piece.cols.clone()) {
-            all.cols[j].add(*found);
-        }
-    };
-    sweep(cpu, x, y, |_, _| true, start, visit, merge);
+    let (cpu, cut) = (tiles.cpu, tiles.cut);
+    let mut all = Statistics::new(cut.n, cut.m, !q.cols_p.is_empty());
+    for wave in 0..cut.waves() {
+        let mut shares = wave_shares(&mut all.cols, &cut, wave);
+        let states: Vec<_> = shares.iter_mut().collect();
+        let start = || Scratch::new(cut.chunk, cut.nr);
+        tiles.each(wave, states, start, |scratch, tile, share| scratch.visit(cpu, &tile, share, form, q));
+        let found: Vec<_> = shares.into_iter().map(Share::into_rows).collect();
+        add_rows(&mut all, cut.rows(wave).start, &found);
+    }
     all
 }
 
@@ -213,12 +243,13 @@ impl<A: Accum, F: Form<A>> Kernel<A> for RowSums<'_, A, F> {
     }
 }
 
-/// Adds one row of a tile to its columns. Soft: replaces the row by its terms, and takes their maxima.
+/// Adds one row of a tile to its columns. Soft: keeps its terms, and takes their maxima.
 struct ColumnTerms<'a, A, F> {
-    s: &'a mut [A],
+    s: &'a [A],
     class: &'a [u32],
     p: &'a [A],
     form: F,
+    terms: &'a mut [A],
     max: &'a mut [A],
     sum: &'a mut [A],
     extra: &'a mut [A],
@@ -229,17 +260,17 @@ impl<A: Accum, F: Form<A>> Kernel<A> for ColumnTerms<'_, A, F> {
 
     #[inline(always)]
     fn run<S: Simd<A>>(self) {
-        let Self { s, class, p, form, max, sum, extra } = self;
+        let Self { s, class, p, form, terms, max, sum, extra } = self;
         let width = s.len();
         let (class, p, max) = (&class[..width], &p[..width], &mut max[..width]);
-        let (sum, extra) = (&mut sum[..width], &mut extra[..width]);
+        let (sum, extra, terms) = (&mut sum[..width], &mut extra[..width], &mut terms[..width]);
         for c in 0..width {
             let negative = class[c] == NEGATIVE;
             let term = form.term(s[c], A::ZERO, p[c]);
             if F::SOFT {
                 let term = if negative { term } else { A::NEG_INFINITY };
                 max[c] = max[c].larger(term);
-                s[c] = term;
+                terms[c] = term;
             } else {
                 sum[c] += if negative { term } else { A::ZERO };
                 if F::EXTRA {
