@@ -4,7 +4,7 @@
 //! operation's arguments, before anything is computed or written.
 
 use crate::error::{Error, Result};
-use crate::pairwise::{PairwiseObjective, PairwiseOptions};
+use crate::pairwise::{PairwiseOptions, PairwisePart};
 
 /// Rows and columns of a matrix argument.
 pub(crate) type Extent = (usize, usize);
@@ -147,18 +147,24 @@ fn per_row(op: &'static str, arg: &'static str, expected: usize, got: Option<usi
     got.map_or(Ok(()), |got| equal(op, arg, expected, got))
 }
 
-/// `pairwise_step`: any two numbers of rows; the parameters, and options that the objective has a use for.
+/// `pairwise_step` and the like: any two numbers of rows; the parts' parameters, and options that one of them has a use for.
 pub(crate) fn pairwise_step(
     op: &'static str,
     x: Extent,
     y: Extent,
-    objective: &PairwiseObjective,
+    parts: &[PairwisePart],
     options: &PairwiseOptions<'_>,
     dx: Extent,
     dy: Extent,
 ) -> Result<()> {
     indexed_pair(op, x, y)?;
-    objective.check(op)?;
+    if parts.is_empty() {
+        return Err(Error::InvalidOption { op, arg: "parts", expected: "at least one".into(), got: "none".into() });
+    }
+    for part in parts {
+        finite(op, "parts.weight", part.weight)?;
+        part.objective.check(op)?;
+    }
     let ids = options.groups.map(|g| (g.rows.len(), g.cols.len()));
     groups(op, x.0, y.0, ids)?;
     per_row(op, "options.ignore_rows", x.0, options.ignore_rows.map(<[bool]>::len))?;
@@ -170,11 +176,12 @@ pub(crate) fn pairwise_step(
         if !present {
             return Ok(());
         }
-        let expected = format!("none, since {objective} has no use for it");
+        let names: Vec<_> = parts.iter().map(|part| part.objective.name()).collect();
+        let expected = format!("none, since {} has no use for it", names.join(", "));
         Err(Error::InvalidOption { op, arg, expected, got: "some".to_owned() })
     };
-    unused("options.col_weights", options.col_weights.is_some() && !objective.both_sides())?;
-    unused("options.log_q", options.log_q.is_some() && !objective.takes_log_q())?;
+    unused("options.col_weights", options.col_weights.is_some() && !parts.iter().any(|p| p.objective.both_sides()))?;
+    unused("options.log_q", options.log_q.is_some() && !parts.iter().any(|p| p.objective.takes_log_q()))?;
     gradients(op, x, y, dx, dy)
 }
 

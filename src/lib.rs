@@ -87,4 +87,4 @@ pub use outputs::{
     AnchorDetail, DirectionRecall, GradReport, Hardest, Mined, NONE, Ranks, RetrievalReport, StepDetail, StepReport,
     WeightTriples,
 };
-pub use pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
+pub use pairwise::{Conflict, MixtureReport, PairwiseObjective, PairwiseOptions, PairwisePart, PairwiseReport};
