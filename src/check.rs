@@ -147,6 +147,31 @@ fn per_row(op: &'static str, arg: &'static str, expected: usize, got: Option<usi
     got.map_or(Ok(()), |got| equal(op, arg, expected, got))
 }
 
+/// As many groups, masks and weights as rows and columns.
+fn pairwise_options(op: &'static str, x: Extent, y: Extent, options: &PairwiseOptions<'_>) -> Result<()> {
+    let ids = options.groups.map(|g| (g.rows.len(), g.cols.len()));
+    groups(op, x.0, y.0, ids)?;
+    per_row(op, "options.ignore_rows", x.0, options.ignore_rows.map(<[bool]>::len))?;
+    per_row(op, "options.ignore_cols", y.0, options.ignore_cols.map(<[bool]>::len))?;
+    per_row(op, "options.row_weights", x.0, options.row_weights.map(<[f32]>::len))?;
+    per_row(op, "options.col_weights", y.0, options.col_weights.map(<[f32]>::len))?;
+    per_row(op, "options.log_q", y.0, options.log_q.map(<[f32]>::len))
+}
+
+/// `pairwise_step_custom`: any two numbers of rows; extents of `x`, `y`, `dx`, `dy`.
+pub(crate) fn pairwise_custom(op: &'static str, extents: [Extent; 4], options: &PairwiseOptions<'_>) -> Result<()> {
+    let [x, y, dx, dy] = extents;
+    indexed_pair(op, x, y)?;
+    pairwise_options(op, x, y, options)?;
+    for (arg, given) in [("options.col_weights", options.col_weights), ("options.log_q", options.log_q)] {
+        if given.is_some() {
+            let expected = "none, since an objective of your own has no use for it".to_owned();
+            return Err(Error::InvalidOption { op, arg, expected, got: "some".to_owned() });
+        }
+    }
+    gradients(op, x, y, dx, dy)
+}
+
 /// `pairwise_step` and the like: any two numbers of rows; the parts' parameters, and options that one of them has a use for.
 pub(crate) fn pairwise_step(
     op: &'static str,
@@ -165,13 +190,7 @@ pub(crate) fn pairwise_step(
         finite(op, "parts.weight", part.weight)?;
         part.objective.check(op)?;
     }
-    let ids = options.groups.map(|g| (g.rows.len(), g.cols.len()));
-    groups(op, x.0, y.0, ids)?;
-    per_row(op, "options.ignore_rows", x.0, options.ignore_rows.map(<[bool]>::len))?;
-    per_row(op, "options.ignore_cols", y.0, options.ignore_cols.map(<[bool]>::len))?;
-    per_row(op, "options.row_weights", x.0, options.row_weights.map(<[f32]>::len))?;
-    per_row(op, "options.col_weights", y.0, options.col_weights.map(<[f32]>::len))?;
-    per_row(op, "options.log_q", y.0, options.log_q.map(<[f32]>::len))?;
+    pairwise_options(op, x, y, options)?;
     let unused = |arg, present: bool| {
         if !present {
             return Ok(());

@@ -60,6 +60,7 @@
 struct Readme;
 
 mod check;
+mod custom;
 mod dtype;
 mod error;
 mod matrix;
@@ -72,10 +73,12 @@ pub mod backend;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod expression;
 pub mod integrability;
 pub mod reference;
 
 pub use backend::Backend;
+pub use custom::{AnchorView, PairObjective, PairView};
 pub use dtype::{Accum, DType, Element, GradientOf};
 pub use error::{Error, Result};
 pub use matrix::{BatchMut, BatchRef, MatMut, MatRef};

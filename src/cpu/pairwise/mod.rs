@@ -2,6 +2,7 @@
 
 mod classes;
 mod coefficients;
+mod custom;
 mod form;
 mod gradient;
 mod member;
@@ -11,6 +12,7 @@ mod statistics;
 mod tiles;
 
 use self::classes::{Classes, Counts};
+use self::custom::{ColumnPositives, Custom, Hardest};
 use self::form::{Circle, Hinge, Lifted, MultiSimilarity, RankedList, SigLip, Softmax};
 use self::gradient::gradient;
 use self::member::{Formed, Member, Parameters};
@@ -22,6 +24,7 @@ use super::real::Real;
 use super::row_norms::{RowKind, RowScale, row_scales};
 use super::sweep::diagonal;
 use crate::check;
+use crate::custom::PairObjective;
 use crate::dtype::{Element, GradientOf};
 use crate::error::Result;
 use crate::matrix::{MatMut, MatRef};
@@ -88,7 +91,7 @@ fn member<'a, T: Element>(
 ) -> Box<dyn Member<T::Acc> + 'a> {
     let of = T::Acc::from_f64;
     let objective = part.objective;
-    let classes = Classes::new(&objective, inputs.options, inputs.single);
+    let classes = Classes::new(objective.single_positive(), inputs.options, inputs.single);
     let counts = classes.counts(tiles.cut.n, tiles.cut.m);
     let parameters = parameters(tiles, inputs, &objective, classes);
     let (options, log_q) = (inputs.options, inputs.log_q);
@@ -156,8 +159,45 @@ fn count_kind<A>(scales: &[RowScale<A>], kind: RowKind) -> u32 {
     scales.iter().filter(|s| s.kind == kind).count() as u32
 }
 
-/// A step, of a single set if `dy` is `None`: the members' reports, with the counts of rows in each. With `conflict`, each
-/// part's gradients are also computed alone.
+/// Calls `f` with the inputs of a step, of a single set if so; adds the counts of rows to the reports that it returns.
+fn with_inputs<T: Element>(
+    cpu: &Cpu,
+    x: MatRef<'_, T>,
+    y: MatRef<'_, T>,
+    options: &PairwiseOptions<'_>,
+    single: bool,
+    f: impl FnOnce(&Inputs<'_, T>) -> (Vec<PairwiseReport>, u32),
+) -> Vec<PairwiseReport> {
+    let (n, m) = (x.rows(), y.rows());
+    let _awake = cpu.session(n.saturating_mul(m).saturating_mul(x.cols()));
+    let [x_scales, y_scales] = row_scales(cpu, x, y);
+    let raw = options.normalization == Normalization::L2;
+    let ignored = |mask: Option<&[bool]>, at: usize| mask.is_some_and(|mask| mask[at]);
+    let x_left_out = left_out(&x_scales, raw, |i| ignored(options.ignore_rows, i));
+    let y_left_out = left_out(&y_scales, raw, |j| ignored(options.ignore_cols, j));
+    let log_q: Vec<T::Acc> = match options.log_q {
+        Some(log_q) => log_q.iter().map(|&q| T::Acc::from_f64(f64::from(q))).collect(),
+        None => vec![T::Acc::ZERO; m],
+    };
+    let (mut reports, overflow) = f(&Inputs {
+        x: Operand { rows: Rows { mat: x, scales: raw.then_some(&x_scales[..]) }, left_out: &x_left_out },
+        y: Operand { rows: Rows { mat: y, scales: raw.then_some(&y_scales[..]) }, left_out: &y_left_out },
+        options,
+        log_q: &log_q,
+        single,
+    });
+    for report in &mut reports {
+        report.zero_x = count_kind(&x_scales, RowKind::Zero);
+        report.zero_y = count_kind(&y_scales, RowKind::Zero);
+        report.nan_x = count_kind(&x_scales, RowKind::NotFinite);
+        report.nan_y = count_kind(&y_scales, RowKind::NotFinite);
+        report.overflow = overflow;
+    }
+    reports
+}
+
+/// A step, of a single set if `dy` is `None`: the members' reports. With `conflict`, each part's gradients are also computed
+/// alone.
 #[allow(clippy::too_many_arguments)]
 fn step<T: Element, G: GradientOf<T>>(
     op: &'static str,
@@ -174,34 +214,36 @@ fn step<T: Element, G: GradientOf<T>>(
     let dy_extent = dy.as_ref().map_or((y.rows(), y.cols()), extent);
     let (x_extent, y_extent) = ((x.rows(), x.cols()), (y.rows(), y.cols()));
     check::pairwise_step(op, x_extent, y_extent, parts, options, extent(&dx), dy_extent)?;
-    let (n, m) = (x.rows(), y.rows());
-    let _awake = cpu.session(n.saturating_mul(m).saturating_mul(x.cols()));
-    let [x_scales, y_scales] = row_scales(cpu, x, y);
-    let raw = options.normalization == Normalization::L2;
-    let ignored = |mask: Option<&[bool]>, at: usize| mask.is_some_and(|mask| mask[at]);
-    let x_left_out = left_out(&x_scales, raw, |i| ignored(options.ignore_rows, i));
-    let y_left_out = left_out(&y_scales, raw, |j| ignored(options.ignore_cols, j));
-    let log_q: Vec<T::Acc> = match options.log_q {
-        Some(log_q) => log_q.iter().map(|&q| T::Acc::from_f64(f64::from(q))).collect(),
-        None => vec![T::Acc::ZERO; m],
-    };
-    let inputs = Inputs {
-        x: Operand { rows: Rows { mat: x, scales: raw.then_some(&x_scales[..]) }, left_out: &x_left_out },
-        y: Operand { rows: Rows { mat: y, scales: raw.then_some(&y_scales[..]) }, left_out: &y_left_out },
-        options,
-        log_q: &log_q,
-        single: dy.is_none(),
-    };
-    let conflict = conflict.then(|| alone::<T, G>(cpu, &inputs, parts));
-    let (mut reports, overflow) = solve(cpu, &inputs, parts, options.write, dx, dy);
-    for report in &mut reports {
-        report.zero_x = count_kind(&x_scales, RowKind::Zero);
-        report.zero_y = count_kind(&y_scales, RowKind::Zero);
-        report.nan_x = count_kind(&x_scales, RowKind::NotFinite);
-        report.nan_y = count_kind(&y_scales, RowKind::NotFinite);
-        report.overflow = overflow;
-    }
-    Ok((reports, conflict))
+    let mut relation = None;
+    let reports = with_inputs(cpu, x, y, options, dy.is_none(), |inputs| {
+        relation = conflict.then(|| alone::<T, G>(cpu, inputs, parts));
+        solve(cpu, inputs, parts, options.write, dx, dy)
+    });
+    Ok((reports, relation))
+}
+
+/// [`solve`] for an objective of the caller's.
+fn solve_custom<T: Element, G: GradientOf<T>>(
+    cpu: &Cpu,
+    inputs: &Inputs<'_, T>,
+    objective: &dyn PairObjective,
+    dx: MatMut<'_, G>,
+    dy: Option<MatMut<'_, G>>,
+) -> (Vec<PairwiseReport>, u32) {
+    let mut tiles = Tiles::new(cpu, inputs.x, inputs.y);
+    let classes = Classes::new(objective.one_positive(), inputs.options, inputs.single);
+    let counts = classes.counts(tiles.cut.n, tiles.cut.m);
+    let mut custom = Custom::new(objective, inputs.options, classes, counts);
+    let found = statistics(&mut tiles, &[&Hardest(classes), &custom, &ColumnPositives(&custom)]);
+    let [hardest, sums, columns] = &found[..] else { return (Vec::new(), 0) };
+    let own = own_similarities(cpu, inputs, &classes).map(|side| {
+        let of = |s: &T::Acc| if s.to_f64() == f64::INFINITY { f64::NAN } else { s.to_f64() };
+        side.iter().map(of).collect()
+    });
+    custom.meet(hardest, sums, columns, own);
+    let swept = gradient(&mut tiles, &[&custom], inputs.options.write, dx, dy);
+    let member: &dyn Member<T::Acc> = &custom;
+    (vec![member.report(sums, swept.totals[0])], swept.overflow)
 }
 
 /// Norms of, and cosines between, the gradients of the parts, each computed alone.
@@ -318,4 +360,28 @@ fn one<T: Element, G: GradientOf<T>>(
     let part = PairwisePart { weight: 1.0, objective: *objective };
     let (reports, _) = step(op, cpu, x, y, &[part], options, false, dx, dy)?;
     Ok(reports.first().copied().unwrap_or_default())
+}
+
+/// One step of an objective of your own over all pairs: the gradients `dx (+)= u W ŷ` and `dy (+)= u Wᵀ x̂` for the weights
+/// `W` that `objective` gives, as [`pairwise_step`].
+///
+/// Weights are computed pair by pair in `f64`, once; logits twice. `row_weights` multiply all weights of a row. `loss` in the
+/// report is `Σ W_ij S_ij` with the upstream factor: something to watch, not a loss, for nothing says that there is one
+/// ([`integrability`](crate::integrability) does). A pair whose similarity is NaN has the weight NaN.
+///
+/// # Errors
+/// As [`pairwise_step`]; `col_weights` and `log_q` are refused.
+pub fn pairwise_step_custom<T: Element, G: GradientOf<T>>(
+    cpu: &Cpu,
+    x: MatRef<'_, T>,
+    y: MatRef<'_, T>,
+    objective: &dyn PairObjective,
+    options: &PairwiseOptions<'_>,
+    dx: MatMut<'_, G>,
+    dy: MatMut<'_, G>,
+) -> Result<PairwiseReport> {
+    let extents = [(x.rows(), x.cols()), (y.rows(), y.cols()), (dx.rows(), dx.cols()), (dy.rows(), dy.cols())];
+    check::pairwise_custom("pairwise_step_custom", extents, options)?;
+    let solve = |inputs: &Inputs<'_, T>| solve_custom(cpu, inputs, objective, dx, Some(dy));
+    Ok(with_inputs(cpu, x, y, options, false, solve).first().copied().unwrap_or_default())
 }

@@ -63,8 +63,8 @@ type RowsOfShare = Vec<(Sum, Positives)>;
 
 /// What a tile finds: of its rows, and its columns' sums so far.
 pub(super) struct Share<'a> {
-    rows: RowsOfShare,
-    cols: &'a mut [Sum],
+    pub(super) rows: RowsOfShare,
+    pub(super) cols: &'a mut [Sum],
 }
 
 impl<'a> Share<'a> {
@@ -149,7 +149,7 @@ impl<A: Accum> Scratch<A> {
         }
         for (c, total) in share.cols.iter_mut().enumerate() {
             let max = if F::SOFT { self.col_max[c].to_f64() } else { 0.0 };
-            total.add(Sum { max, sum: self.col_sum[c].to_f64(), extra: self.col_extra[c].to_f64() });
+            total.add(Sum { max, sum: self.col_sum[c].to_f64(), extra: self.col_extra[c].to_f64(), at: 0 });
         }
     }
 }
@@ -246,7 +246,12 @@ impl<A: Accum, F: Form<A>> Kernel<A> for RowSums<'_, A, F> {
             }
             extra = total::<A, S>(products);
         }
-        Sum { max: if F::SOFT { max.to_f64() } else { 0.0 }, sum: total::<A, S>(terms).to_f64(), extra: extra.to_f64() }
+        Sum {
+            max: if F::SOFT { max.to_f64() } else { 0.0 },
+            sum: total::<A, S>(terms).to_f64(),
+            extra: extra.to_f64(),
+            at: 0,
+        }
     }
 }
 
