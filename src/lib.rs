@@ -61,6 +61,7 @@ mod matrix;
 mod objective;
 mod options;
 mod outputs;
+mod relevance;
 
 pub mod backend;
 pub mod cpu;
@@ -74,9 +75,11 @@ pub use error::{Error, Result};
 pub use matrix::{BatchMut, BatchRef, MatMut, MatRef};
 pub use objective::{LossKind, Objective, PairWeight, Reduction, TripletWeight};
 pub use options::{
-    CosineOptions, GradOptions, Groups, MineOptions, Normalization, RecallOptions, StepOptions, TiePolicy, WriteMode,
+    CosineOptions, GradOptions, Groups, MineOptions, Normalization, PositiveRanksOptions, RecallOptions, StepOptions,
+    TiePolicy, WriteMode,
 };
 pub use outputs::{
-    AnchorDetail, DirectionRecall, GradReport, Hardest, Mined, NONE, Ranks, RetrievalReport, StepDetail, StepReport,
-    WeightTriples,
+    AnchorDetail, DirectionRecall, GradReport, Hardest, Mined, NONE, PositiveRanks, QueryRanks, Ranks, RetrievalReport,
+    StepDetail, StepReport, WeightTriples,
 };
+pub use relevance::RelevantPairs;
