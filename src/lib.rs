@@ -15,6 +15,7 @@
 //! | `goal_step` | `u W Ŷ` and `u Wᵀ X̂` for a GOAL objective's `W`, and a [`StepReport`] | `n × d`, `m × d`; `n = m` |
 //! | `weighted_grad` | the same for weights of the caller's, [`WeightTriples`] | `n × d`, `m × d` |
 //! | `ranks`, `recall` | the rank of every query's best positive, and Recall@K | `n`, `m` |
+//! | `positive_ranks` | the rank of every relevant pair, both ways | [`RelevantPairs`] |
 //!
 //! An [`Objective`] is a triplet weight `T(P, N)` times pair weights `w⁺`, `w⁻`. Every anchor with a negative adds
 //! `−T w⁺` to `W` at its own pair and `T w⁻` at its hardest negative, in both directions. All formulas, numbered, are in
@@ -58,9 +59,11 @@ mod check;
 mod dtype;
 mod error;
 mod matrix;
+mod metrics;
 mod objective;
 mod options;
 mod outputs;
+mod protocol;
 mod relevance;
 
 pub mod backend;
@@ -73,6 +76,7 @@ pub use backend::Backend;
 pub use dtype::{Accum, DType, Element, GradientOf};
 pub use error::{Error, Result};
 pub use matrix::{BatchMut, BatchRef, MatMut, MatRef};
+pub use metrics::{AtCutoff, DirectionMetrics, EvaluationReport, Gain, MetricOptions};
 pub use objective::{LossKind, Objective, PairWeight, Reduction, TripletWeight};
 pub use options::{
     CosineOptions, GradOptions, Groups, MineOptions, Normalization, PositiveRanksOptions, RecallOptions, StepOptions,
@@ -82,4 +86,5 @@ pub use outputs::{
     AnchorDetail, DirectionRecall, GradReport, Hardest, Mined, NONE, PositiveRanks, QueryRanks, Ranks, RetrievalReport,
     StepDetail, StepReport, WeightTriples,
 };
+pub use protocol::{CaptionProtocol, EvaluationOptions, ProtocolReport};
 pub use relevance::RelevantPairs;

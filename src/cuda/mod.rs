@@ -25,6 +25,7 @@ mod goal;
 mod goal_detail;
 mod goal_params;
 mod goal_plan;
+mod host_evaluation;
 mod host_memory;
 mod host_mining;
 mod image;
