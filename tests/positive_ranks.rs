@@ -8,7 +8,7 @@ use common::{for_each_dtype, full, is_cuda, on_every_backend};
 use proptest::prelude::*;
 use simgrad::cpu::{self, Cpu};
 use simgrad::{
-    Backend, BatchMut, BatchRef, CosineOptions, Element, Groups, NONE, Normalization, PositiveRanks,
+    Backend, BatchMut, BatchRef, CosineOptions, Element, Error, Groups, NONE, Normalization, PositiveRanks,
     PositiveRanksOptions, QueryRanks, RecallOptions, RelevantPairs, TiePolicy, reference,
 };
 
@@ -223,6 +223,16 @@ fn what_does_not_fit_is_refused() {
         assert_eq!(refused(&wide, 3, 3), "positive_ranks: `y.cols` is 5, expected 4");
         assert_eq!(refused(&x, 2, 3), "positive_ranks: `relevant.rows` is 2, expected 3");
         assert_eq!(refused(&x, 3, 4), "positive_ranks: `relevant.cols` is 4, expected 3");
+        let nothing = Matrix::<f32>::new(&[], 3, 0, TIGHT);
+        let relevant = RelevantPairs::paired(3, 3).expect("pairs");
+        let refused = backend.positive_ranks(nothing.view(), nothing.view(), &relevant, &options);
+        assert_eq!(refused, Err(Error::EmptyDim { op: "positive_ranks", arg: "x" }));
+        let wide = Matrix::<f64>::new(&[1.0; 12], 3, 4, TIGHT);
+        let double = backend.positive_ranks(wide.view(), wide.view(), &relevant, &options);
+        match double {
+            Ok(_) => assert!(!is_cuda(backend)),
+            Err(error) => assert!(is_cuda(backend) && matches!(error, Error::UnsupportedDType { .. }), "{error}"),
+        }
     });
 }
 
