@@ -16,6 +16,7 @@
 //! | `weighted_grad` | the same for weights of the caller's, [`WeightTriples`] | `n × d`, `m × d` |
 //! | `ranks`, `recall` | the rank of every query's best positive, and Recall@K | `n`, `m` |
 //! | `positive_ranks` | the rank of every relevant pair, both ways | [`RelevantPairs`] |
+//! | `evaluate` | mAP@R, nDCG and every other retrieval figure made of them | [`EvaluationReport`] |
 //!
 //! An [`Objective`] is a triplet weight `T(P, N)` times pair weights `w⁺`, `w⁻`. Every anchor with a negative adds
 //! `−T w⁺` to `W` at its own pair and `T w⁻` at its hardest negative, in both directions. All formulas, numbered, are in

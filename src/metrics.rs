@@ -102,7 +102,10 @@ impl Query {
         let grade = |p: usize| ranks.grades.get(p).copied().unwrap_or(1.0);
         let mut found: Vec<(usize, f64)> = pairs
             .filter(|&p| grade(p) > 0.0)
-            .map(|p| (usize::try_from(ranks.ranks[p]).unwrap_or(ranks.pool), gain.of(grade(p))))
+            .filter_map(|p| {
+                let rank = *ranks.ranks.get(p)?;
+                Some((usize::try_from(rank).unwrap_or(ranks.pool), gain.of(grade(p))))
+            })
             .collect();
         found.sort_unstable_by_key(|&(rank, _)| rank);
         let (ranks, gains) = found.into_iter().unzip();
@@ -112,7 +115,7 @@ impl Query {
     /// Sum of the precisions at the relevant candidates of the first `k`, divided by the number of all of them.
     fn average_precision(&self, k: usize) -> f64 {
         let inside = self.ranks.iter().take_while(|&&rank| rank < k).enumerate();
-        inside.map(|(at, &rank)| (at + 1) as f64 / (rank + 1) as f64).sum::<f64>() / self.ranks.len() as f64
+        inside.map(|(at, &rank)| (at + 1) as f64 / (rank as f64 + 1.0)).sum::<f64>() / self.ranks.len() as f64
     }
 
     fn precision_at_r(&self) -> f64 {
@@ -122,7 +125,7 @@ impl Query {
 
     /// nDCG of the first `k`, with the gains in the best order in `ideal`.
     fn ndcg(&self, ideal: &[f64], k: usize) -> f64 {
-        let discount = |rank: usize| 1.0 / ((rank + 2) as f64).log2();
+        let discount = |rank: usize| 1.0 / (rank as f64 + 2.0).log2();
         let inside = self.ranks.iter().zip(&self.gains).take_while(|&(&rank, _)| rank < k);
         let got: f64 = inside.map(|(&rank, gain)| gain * discount(rank)).sum();
         let best: f64 = ideal.iter().take(k).enumerate().map(|(rank, gain)| gain * discount(rank)).sum();
@@ -134,7 +137,9 @@ impl QueryRanks {
     /// The rank of each query's first relevant candidate; [`NONE`] for a query without one.
     pub fn first(&self) -> Vec<i32> {
         let relevant = |&p: &usize| self.grades.get(p).is_none_or(|&grade| grade > 0.0);
-        let of = |ends: &[u32]| (ends[0] as usize..ends[1] as usize).filter(relevant).map(|p| self.ranks[p]).min();
+        let of = |ends: &[u32]| {
+            (ends[0] as usize..ends[1] as usize).filter(relevant).filter_map(|p| self.ranks.get(p).copied()).min()
+        };
         self.offsets.windows(2).map(|ends| of(ends).unwrap_or(NONE)).collect()
     }
 }
@@ -174,7 +179,7 @@ impl DirectionMetrics {
             at.hits += usize::from(query.ranks[0] < at.k);
             at.ndcg += query.ndcg(&ideal, at.k);
         }
-        self.mrr += 1.0 / (query.ranks[0] + 1) as f64;
+        self.mrr += 1.0 / (query.ranks[0] as f64 + 1.0);
         self.map += query.average_precision(usize::MAX);
         self.map_at_r += query.average_precision(query.ranks.len());
         self.r_precision += query.precision_at_r();
@@ -261,6 +266,20 @@ mod tests {
         close(m.at[2].ndcg, (1.0 + d3) / (1.0 + d2 + d3));
         close(m.ndcg, (1.0 + d3 + 1.0 / 7f64.log2()) / (1.0 + d2 + d3));
         assert_eq!(m.at[3].ndcg, m.ndcg);
+    }
+
+    /// Lists that do not belong together, as only a caller can make them.
+    #[test]
+    fn senseless_ranks_do_not_panic() {
+        let ranks = QueryRanks {
+            offsets: vec![0, 3, 2, 9, 7],
+            ranks: vec![i32::MIN, 4, NONE, 4],
+            pool: usize::MAX,
+            ..QueryRanks::default()
+        };
+        assert_eq!(DirectionMetrics::from_ranks(&ranks, &MetricOptions::default()).queries, 1);
+        let none = DirectionMetrics::from_ranks(&QueryRanks::default(), &MetricOptions::default());
+        assert_eq!((none.queries, none.without_relevant, none.mean_rank), (0, 0, 0.0));
     }
 
     /// Places 2, 1, 4 with the grades 3, 1, 0: the last one is not relevant.

@@ -253,6 +253,22 @@ fn threads_do_not_matter() {
     }
 }
 
+/// Large enough that the CPU shares packed columns between its pieces and sweeps them in several slices.
+#[test]
+fn a_matrix_of_several_slices() {
+    let backend = Backend::cpu();
+    let (n, m, d) = (90, 2100, 2050);
+    let (x, y) = pair(Kind::Hubs, 4, n, m, d);
+    let (x, y) = (Matrix::<f32>::new(&x, n, d, WIDE), Matrix::<f32>::new(&y, m, d, TIGHT));
+    let own = own_similarities(&backend, &x, &y);
+    for (at, ties) in POLICIES.into_iter().enumerate() {
+        let relevant = relevance(at + 1, n, m);
+        let options = PositiveRanksOptions { ties, ..PositiveRanksOptions::default() };
+        let got = backend.positive_ranks(x.view(), y.view(), &relevant, &options).expect("ranks");
+        assert_eq!(got, reference::positive_ranks_of(&own, &relevant, ties), "{ties:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -125,37 +125,8 @@ impl<'a, A: Accum> Bars<'a, A> {
     /// The ranks, with `pool` candidates for each query.
     fn finish(self, pool: usize) -> QueryRanks {
         let mut ranks = vec![0; self.relevant.pairs()];
-        let ahead: Vec<u32> = self.ahead.into_iter().map(AtomicU32::into_inner).collect();
-        for i in 0..self.relevant.rows() {
-            let of = self.relevant.of(i);
-            let (score, pair) = (&self.score[of.clone()], &self.pair[of.clone()]);
-            let mut ahead = ahead[of].to_vec();
-            if ahead.len() > DIRECT {
-                ahead.iter_mut().fold(0, |sum, a| {
-                    *a += sum;
-                    *a
-                });
-            }
-            let numbers = score.partition_point(|s| !s.not_a_number());
-            let unknown = score.len() - numbers;
-            let mut k = 0;
-            while k < numbers {
-                let tied = score[k..numbers].iter().take_while(|&&s| s == score[k]).count();
-                for t in 0..tied {
-                    // Every NaN was counted, but a relevant one is behind, not ahead.
-                    let ahead = ahead[k + t] as usize - unknown;
-                    ranks[pair[k + t] as usize] = match self.ties {
-                        TiePolicy::LowestIndex => ahead,
-                        TiePolicy::Optimistic => ahead + t,
-                        // The tied pairs themselves were counted among the ties.
-                        TiePolicy::Pessimistic => ahead - tied + t,
-                    } as i32;
-                }
-                k += tied;
-            }
-            for k in numbers..score.len() {
-                ranks[pair[k] as usize] = (pool - score.len() + k) as i32;
-            }
+        for query in 0..self.relevant.rows() {
+            self.rank_query(query, pool, &mut ranks);
         }
         QueryRanks {
             offsets: self.relevant.offsets().to_vec(),
@@ -163,6 +134,39 @@ impl<'a, A: Accum> Bars<'a, A> {
             grades: self.relevant.grades().to_vec(),
             ranks,
             pool,
+        }
+    }
+
+    /// The ranks of one query's pairs, from what was counted ahead of them.
+    fn rank_query(&self, query: usize, pool: usize, ranks: &mut [i32]) {
+        let of = self.relevant.of(query);
+        let (score, pair) = (&self.score[of.clone()], &self.pair[of.clone()]);
+        let mut ahead: Vec<u32> = self.ahead[of].iter().map(|a| a.load(Relaxed)).collect();
+        if ahead.len() > DIRECT {
+            ahead.iter_mut().fold(0, |sum, a| {
+                *a += sum;
+                *a
+            });
+        }
+        let numbers = score.partition_point(|s| !s.not_a_number());
+        let unknown = score.len() - numbers;
+        let mut first = 0;
+        while first < numbers {
+            let tied = score[first..numbers].iter().take_while(|&&s| s == score[first]).count();
+            for (t, k) in (first..first + tied).enumerate() {
+                // Every NaN was counted, but a relevant one is behind, not ahead.
+                let ahead = ahead[k] as usize - unknown;
+                ranks[pair[k] as usize] = match self.ties {
+                    TiePolicy::LowestIndex => ahead,
+                    TiePolicy::Optimistic => ahead + t,
+                    // The tied pairs themselves were counted among the ties.
+                    TiePolicy::Pessimistic => ahead - tied + t,
+                } as i32;
+            }
+            first += tied;
+        }
+        for (k, &pair) in pair.iter().enumerate().skip(numbers) {
+            ranks[pair as usize] = (pool - score.len() + k) as i32;
         }
     }
 }
@@ -262,7 +266,8 @@ fn turn<A: Accum, S: Simd<A>>(tile: &Tile<'_, A>, turned: &mut [A], ld: usize) {
 /// relevant, last if it is.
 ///
 /// The elements are of any type. `S` is never stored: it is computed twice, first only where it holds pairs, then
-/// everywhere, with the same bits, so that ties are exact. Allocates `O(n + m + pairs)`, and packed operands as
+/// everywhere, with the same bits, so that ties are exact. Besides, a candidate costs a comparison per pair of its query, and
+/// beyond 32 pairs the logarithm of their number. Allocates `O(n + m + pairs)`, and packed operands as
 /// [`mine`](super::mine). The result is the same run to run and for every number of threads.
 ///
 /// # Errors
