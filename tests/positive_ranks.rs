@@ -6,7 +6,7 @@ use common::check::{bound, similarities};
 use common::data::{Kind, LAYOUTS, Matrix, ODD, Rng, TIGHT, WIDE, group_ids, pair};
 use common::{for_each_dtype, full, is_cuda, on_every_backend};
 use proptest::prelude::*;
-use simgrad::cpu::{self, Cpu};
+use simgrad::cpu::Cpu;
 use simgrad::{
     Backend, BatchMut, BatchRef, CosineOptions, Element, Error, Groups, NONE, Normalization, PositiveRanks,
     PositiveRanksOptions, QueryRanks, RecallOptions, RelevantPairs, TiePolicy, reference,
@@ -76,6 +76,19 @@ fn integers_and_their_ties_are_exact() {
             for round in 0..if is_cuda(backend) { 1 } else { 5 } {
                 for_each_dtype!(backend, integers_cell(at + round, shape));
             }
+        }
+    });
+}
+
+/// On a device a block sweeps several tiles from 17 tiles in a direction on; of these it skips some, or reads them all.
+#[test]
+fn several_tiles_per_block() {
+    on_every_backend(|backend| {
+        for shape in [(4, 2500, 5), (2500, 4, 5)] {
+            for at in [2, 3, 4] {
+                integers_cell::<f32>(backend, at, shape);
+            }
+            integers_cell::<half::bf16>(backend, 0, shape);
         }
     });
 }
@@ -236,21 +249,22 @@ fn what_does_not_fit_is_refused() {
     });
 }
 
-#[test]
-fn threads_do_not_matter() {
+fn threads_cell<T: Element>(one: &Backend, others: &[Backend]) {
     let (n, m, d) = (300, 700, 96);
     let (x, y) = pair(Kind::Clustered, 2, n, m, d);
-    let (x, y) = (Matrix::<f32>::new(&x, n, d, TIGHT), Matrix::<f32>::new(&y, m, d, TIGHT));
+    let (x, y) = (Matrix::<T>::new(&x, n, d, TIGHT), Matrix::<T>::new(&y, m, d, TIGHT));
     for at in 0..5 {
-        let relevant = relevance(at, n, m);
-        let of = |threads| {
-            let cpu = Cpu::with_threads(threads).expect("threads");
-            cpu::positive_ranks(&cpu, x.view(), y.view(), &relevant, &PositiveRanksOptions::default()).expect("ranks")
-        };
-        let one = of(1);
-        assert_eq!(one, of(2));
-        assert_eq!(one, of(5));
+        let (relevant, options) = (relevance(at, n, m), PositiveRanksOptions::default());
+        let of = |cpu: &Backend| cpu.positive_ranks(x.view(), y.view(), &relevant, &options).expect("ranks");
+        let want = of(one);
+        others.iter().for_each(|cpu| assert_eq!(of(cpu), want, "{cpu:?} {}", T::DTYPE));
     }
+}
+
+#[test]
+fn threads_do_not_matter() {
+    let of = |threads| Backend::Cpu(Cpu::with_threads(threads).expect("threads"));
+    for_each_dtype!(&of(1), threads_cell(&[of(2), of(3), of(5)]));
 }
 
 /// Large enough that the CPU shares packed columns between its pieces and sweeps them in several slices.
