@@ -284,7 +284,7 @@ fn a_matrix_of_several_slices() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Few different scores, so that ties are everywhere; any density of pairs.
     #[test]
