@@ -15,6 +15,7 @@
 #include "params/cosine_matrix.h"
 #include "params/goal.h"
 #include "params/mine.h"
+#include "params/positive_ranks.h"
 #include "params/ranks.h"
 #include "params/row_norms.h"
 #include "params/weighted_grad.h"
@@ -126,6 +127,13 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         w.put(sizeof(S));
         F(x) F(y) F(inv_x) F(inv_y) F(row_groups) F(col_groups) F(row_score) F(row_index) F(col_score) F(col_index)
         F(row_rank) F(col_rank) F(ldx) F(ldy) F(n) F(m) F(d) F(row_splits) F(col_splits) F(ties)
+    }
+    {
+        using S = PositiveRanksParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(inv_x) F(inv_y) F(row_offsets) F(row_candidates) F(col_offsets) F(col_candidates) F(col_pairs)
+        F(grades) F(score) F(row_rank) F(col_rank) F(ldx) F(ldy) F(n) F(m) F(d) F(pairs) F(row_splits) F(col_splits)
+        F(ties) F(pad_)
     }
 }
 

@@ -110,6 +110,13 @@ pub(crate) fn mine(op: &'static str, x: Extent, y: Extent, ids: Option<(usize, u
     groups(op, x.0, y.0, ids)
 }
 
+/// `positive_ranks`: relevant pairs for as many rows and columns as there are.
+pub(crate) fn positive_ranks(op: &'static str, x: Extent, y: Extent, relevant: Extent) -> Result<()> {
+    indexed_pair(op, x, y)?;
+    equal(op, "relevant.rows", x.0, relevant.0)?;
+    equal(op, "relevant.cols", y.0, relevant.1)
+}
+
 /// `weighted_grad`: lengths of the triples' `rows`, `cols` and `values`, and the gradients' shapes.
 pub(crate) fn weighted_grad(
     op: &'static str,

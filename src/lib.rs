@@ -16,6 +16,8 @@
 //! | `weighted_grad` | the same for weights of the caller's, [`WeightTriples`] | `n × d`, `m × d` |
 //! | `pairwise_step`, `pairwise_step_single` | the same for an objective over all pairs, a [`PairwiseObjective`], and a [`PairwiseReport`] | `n × d`, `m × d` |
 //! | `ranks`, `recall` | the rank of every query's best positive, and Recall@K | `n`, `m` |
+//! | `positive_ranks` | the rank of every relevant pair, both ways | [`RelevantPairs`] |
+//! | `evaluate` | mAP@R, nDCG and every other retrieval figure made of them | [`EvaluationReport`] |
 //!
 //! An [`Objective`] is a triplet weight `T(P, N)` times pair weights `w⁺`, `w⁻`. Every anchor with a negative adds
 //! `−T w⁺` to `W` at its own pair and `T w⁻` at its hardest negative, in both directions. All formulas, numbered, are in
@@ -64,10 +66,13 @@ mod custom;
 mod dtype;
 mod error;
 mod matrix;
+mod metrics;
 mod objective;
 mod options;
 mod outputs;
 mod pairwise;
+mod protocol;
+mod relevance;
 
 pub mod backend;
 pub mod cpu;
@@ -82,12 +87,16 @@ pub use custom::{AnchorView, PairObjective, PairView};
 pub use dtype::{Accum, DType, Element, GradientOf};
 pub use error::{Error, Result};
 pub use matrix::{BatchMut, BatchRef, MatMut, MatRef};
+pub use metrics::{AtCutoff, DirectionMetrics, EvaluationReport, Gain, MetricOptions};
 pub use objective::{LossKind, Objective, PairWeight, Reduction, TripletWeight};
 pub use options::{
-    CosineOptions, GradOptions, Groups, MineOptions, Normalization, RecallOptions, StepOptions, TiePolicy, WriteMode,
+    CosineOptions, GradOptions, Groups, MineOptions, Normalization, PositiveRanksOptions, RecallOptions, StepOptions,
+    TiePolicy, WriteMode,
 };
 pub use outputs::{
-    AnchorDetail, DirectionRecall, GradReport, Hardest, Mined, NONE, Ranks, RetrievalReport, StepDetail, StepReport,
-    WeightTriples,
+    AnchorDetail, DirectionRecall, GradReport, Hardest, Mined, NONE, PositiveRanks, QueryRanks, Ranks, RetrievalReport,
+    StepDetail, StepReport, WeightTriples,
 };
 pub use pairwise::{Conflict, MixtureReport, PairwiseObjective, PairwiseOptions, PairwisePart, PairwiseReport};
+pub use protocol::{CaptionProtocol, EvaluationOptions, ProtocolReport};
+pub use relevance::RelevantPairs;

@@ -5,6 +5,8 @@ mod arrays;
 #[path = "examples/code.rs"]
 mod code;
 mod common;
+#[path = "examples/evaluate.rs"]
+mod evaluate;
 #[path = "examples/inspect.rs"]
 mod inspect;
 #[path = "examples/program.rs"]

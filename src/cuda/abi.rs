@@ -12,6 +12,7 @@ use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::mine::MineParams;
 use super::plan;
+use super::positive_ranks::PositiveRanksParams;
 use super::prepare::{self, PrepareParams, PrepareSide};
 use super::ranks::RanksParams;
 use super::row_norms::{NormalizeBackwardParams, RowNormsParams};
@@ -50,6 +51,7 @@ pub fn host_layout() -> Vec<u32> {
         MineMergeParams::LAYOUT,
         CosineMatrixParams::LAYOUT,
         RanksParams::LAYOUT,
+        PositiveRanksParams::LAYOUT,
         &constants(),
     ]
     .concat()

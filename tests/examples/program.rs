@@ -32,7 +32,7 @@ fn executable(name: &str) -> PathBuf {
 fn build(profile: &Path) {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--locked", "--offline"]);
-    cargo.args(["--example", "inspect", "--example", "train_retrieval"]);
+    cargo.args(["--example", "evaluate", "--example", "inspect", "--example", "train_retrieval"]);
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
