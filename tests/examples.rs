@@ -9,6 +9,8 @@ mod common;
 mod evaluate;
 #[path = "examples/inspect.rs"]
 mod inspect;
+#[path = "examples/pairwise.rs"]
+mod pairwise;
 #[path = "examples/program.rs"]
 mod program;
 #[path = "examples/train.rs"]
