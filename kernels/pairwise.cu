@@ -7,7 +7,8 @@
 //     W_ij = kappa scale 2^(logit - shift) ..., by the form (docs/maths.md); an anchor without weights has scale 0 and shift
 //     infinity (logit - infinity: 2^ that is 0)
 //
-//   row_parts, other_parts  partial states, common/pairwise.cuh, of 0 splits where there is no pair;  pos (min(n, m)), inv (lines), weights, log_q  f32
+//   row_parts, other_parts  partial states, common/pairwise.cuh, of 0 splits where there is no pair
+//   pos (min(n, m)), inv (lines), weights, log_q  f32 or null where not wanted
 //   skip_x (n), skip_y (m) u8;  blocks (grid), scale, report: params/pairwise.h.  Outputs must not alias anything.
 //
 // Work    a thread per anchor, rows then columns; the last block of finalize to finish writes the report.

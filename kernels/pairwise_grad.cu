@@ -4,7 +4,7 @@
 //   gy[j]     (+)= sum_i w[i, j] x_(first+i)  for all columns j; waves follow each other in the stream, so in fixed order
 //
 //   w (wave rows, ldw)   bf16, or f32 for f32 operands; whole tiles, zeros outside
-//   x (n, d), y (m, d)   T: f32 | f16 | bf16, row-major, base and rows aligned to 16 bytes; f16 is rounded to bf16 here
+//   x (n, d), y (m, d)   T: f32 | f16 | bf16, row-major, base and rows aligned to 16 bytes; f16 as the sum of two bf16, exactly
 //   skip_x (n), skip_y (m)  u8 or null: rows that count as zeros, whatever they hold
 //   gx (n, ldg), gy (m, ldg)  f32.  No output may alias an input or another output.
 //
@@ -14,7 +14,7 @@
 // Shared  3 stages of 2 x 16 KiB. The operand with k innermost (w of gx) has 128 rows of 128 bytes, chunk c of row r at
 //         c ^ (r & 7) (16-bit) or c ^ (r >> 2 & 7) (f32); the others have rows of 128 elements per k, chunk c at
 //         c ^ (k & 7) (16-bit) or c (f32). Neither reads nor writes meet a bank conflict.
-// Bound   tensor cores (f32: FMA), 4 n m d over all waves.
+// Bound   tensor cores (f32: FMA), 4 n m d over all waves; f16: 8 n m d.
 // Order   k ascending; f32: per 64 or 32 bytes of k one chain of fused multiply-adds, then their sum (common/simt.cuh).
 // Needs   sm_80.
 #include "common/numeric.cuh"
@@ -31,11 +31,13 @@ __device__ __forceinline__ void load_transposed(uint32_t (&r)[4], uint32_t share
                  : "memory");
 }
 
-// A pair of f16 as a pair of bf16.
-__device__ __forceinline__ uint32_t f16_to_bf16(uint32_t two) {
+// Two pairs of bf16 whose sums are a pair of f16, exactly: 11 bits are 8 and 3.
+__device__ __forceinline__ void split_f16(uint32_t& two, uint32_t& rest) {
     const float2 v = __half22float2(reinterpret_cast<const __half2&>(two));
-    const __nv_bfloat162 r = __floats2bfloat162_rn(v.x, v.y);
-    return reinterpret_cast<const uint32_t&>(r);
+    const __nv_bfloat162 high = __floats2bfloat162_rn(v.x, v.y);
+    const __nv_bfloat162 low = __floats2bfloat162_rn(v.x - __low2float(high), v.y - __high2float(high));
+    two = reinterpret_cast<const uint32_t&>(high);
+    rest = reinterpret_cast<const uint32_t&>(low);
 }
 
 // Elements of k per step, and the swizzle of the operand with k innermost.
@@ -101,7 +103,7 @@ struct StageMath {
         const uint32_t row0 = (warp >> 2) * 64, col0 = (warp & 3) * 32;
 #pragma unroll
         for (uint32_t k16 = 0; k16 < 4; ++k16) {
-            uint32_t a[4][4], b[2][4];
+            uint32_t a[4][4], b[2][4], rest[2][4];
 #pragma unroll
             for (uint32_t mi = 0; mi < 4; ++mi) {
                 if (kTransposed) {
@@ -120,16 +122,20 @@ struct StageMath {
                 load_transposed(b[nj], b_base + k * 256 + (chunk ^ swizzle) * 16);
                 if (__is_same(T, __half)) {
 #pragma unroll
-                    for (int e = 0; e < 4; ++e) b[nj][e] = f16_to_bf16(b[nj][e]);
+                    for (int e = 0; e < 4; ++e) split_f16(b[nj][e], rest[nj][e]);
                 }
             }
+            multiply(acc, a, b);
+            if (__is_same(T, __half)) multiply(acc, a, rest);
+        }
+    }
+    static __device__ __forceinline__ void multiply(float (&acc)[64], const uint32_t (&a)[4][4], const uint32_t (&b)[2][4]) {
 #pragma unroll
-            for (uint32_t mi = 0; mi < 4; ++mi) {
+        for (uint32_t mi = 0; mi < 4; ++mi) {
 #pragma unroll
-                for (uint32_t ni = 0; ni < 4; ++ni) {
-                    float(&c)[4] = reinterpret_cast<float(&)[4]>(acc[(mi * 4 + ni) * 4]);
-                    mma_m16n8k16<__nv_bfloat16>(c, a[mi], b[ni >> 1][2 * (ni & 1)], b[ni >> 1][2 * (ni & 1) + 1]);
-                }
+            for (uint32_t ni = 0; ni < 4; ++ni) {
+                float(&c)[4] = reinterpret_cast<float(&)[4]>(acc[(mi * 4 + ni) * 4]);
+                mma_m16n8k16<__nv_bfloat16>(c, a[mi], b[ni >> 1][2 * (ni & 1)], b[ni >> 1][2 * (ni & 1) + 1]);
             }
         }
     }
@@ -280,11 +286,11 @@ __device__ __forceinline__ void grad_body(const PairwiseGradParams& p) {
 
 }  // namespace
 
-#define GRAD(SUFFIX, T)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(kTileThreads, kTileBlocksOf<T>)                                   \
+#define GRAD(SUFFIX, T, BLOCKS)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(kTileThreads, BLOCKS)                                             \
         pairwise_grad_##SUFFIX(const __grid_constant__ PairwiseGradParams p) {                                     \
         grad_body<T>(p);                                                                                          \
     }
-GRAD(f32, float)
-GRAD(f16, __half)
-GRAD(bf16, __nv_bfloat16)
+GRAD(f32, float, 1)
+GRAD(f16, __half, 1)
+GRAD(bf16, __nv_bfloat16, kTileBlocks)

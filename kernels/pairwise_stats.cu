@@ -396,8 +396,10 @@ struct Statistics {
             if (any) put_positives(acc, bits.pos);
             of_rows(acc, bits, row0, any, state);
             if (any && set == 1) {
-                state.total += scratch.total[0][line] + scratch.total[1][line] + scratch.total[2][line] + scratch.total[3][line];
-                state.raw += scratch.raw[0][line] + scratch.raw[1][line] + scratch.raw[2][line] + scratch.raw[3][line];
+                for (int w = 0; w < 4; ++w) {
+                    state.total += scratch.total[w][line];
+                    state.raw += scratch.raw[w][line];
+                }
             }
         }
         store(first_line, state);

@@ -262,9 +262,26 @@ struct Weights {
         if (kBoth) of_both(acc, bits, row0, col0, sums);
         else of_rows(acc, bits, row0, col0, sums);
         if (row0 == col0) take_diagonal(acc, bits.pos, row0);
-        // The operands of the products to come are not normalised either.
-        if (sizeof(W) == 2) scale_tile(acc, thread, t.inv_x, t.inv_y, row0, col0, t.n, t.m);
+        if (sizeof(W) == 2) unscale(acc, row0, col0);
         store(acc, row0, col0);
+    }
+
+    // The operands of the products to come are not normalised, so their factors go to the weights; what a row with a NaN
+    // touches is NaN already, and its ignored pairs stay 0.
+    __device__ __forceinline__ void unscale(float (&acc)[4][4][4], uint32_t row0, uint32_t col0) const {
+        const auto factor = [](const float* inv, uint32_t at, uint32_t count) {
+            const float f = inv != nullptr && at < count ? __ldg(inv + at) : 1.0f;
+            return f == f ? f : 1.0f;
+        };
+        float of_col[8];
+#pragma unroll
+        for (int k = 0; k < 8; ++k) of_col[k] = factor(t.inv_y, col0 + thread.col(k), t.m);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const float of_row = factor(t.inv_x, row0 + thread.row(i), t.n);
+#pragma unroll
+            for (int k = 0; k < 8; ++k) element(acc, i, k) *= of_row * of_col[k];
+        }
     }
 };
 

@@ -82,7 +82,7 @@ impl Default for DevicePairwiseOptions<'_> {
 /// matter before and mean nothing after. One sweep over tiles of similarities collects statistics (two with a miner), then
 /// the tiles are computed once more, a wave of rows at a time, for the weights and two products with them: 4 products of
 /// `n m d` in all. Similarities and weights of 16-bit inputs are products on tensor cores; weights are rounded to bf16,
-/// except those of own pairs that are positive, and f16 inputs are rounded to bf16 in the products with them.
+/// except those of own pairs that are positive (f16 inputs take half as many products again, as exact sums of two bf16).
 ///
 /// Enqueues 4 kernels and 2 more per wave, 1 more for [`TripletAll`](PairwiseObjective::TripletAll), 2 more with a miner;
 /// allocates nothing on the device, does not synchronise, reads nothing back; can be captured. Bitwise the same from run
