@@ -180,7 +180,7 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         using S = PairwiseFinishSide;
         w.put(sizeof(S));
         F(own) F(other) F(g) F(own_inv) F(own_exponent) F(other_inv) F(out) F(own_ld) F(other_ld) F(out_ld) F(rows)
-        F(pad_)
+        F(out_aligned)
     }
     {
         using S = PairwiseFinishParams;

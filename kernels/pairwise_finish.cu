@@ -14,6 +14,8 @@
 // Bound   memory: sums, own rows and gradients, read once from memory and once from the cache.
 // Order   u_i . g_i by a fixed tree. Integer atomics alone (overflow). Identical bits between runs and devices.
 // Needs   sm_80.
+#include <type_traits>
+
 #include "common/numeric.cuh"
 #include "common/reduce.cuh"
 #include "params/pairwise.h"
@@ -22,10 +24,41 @@ namespace {
 
 constexpr uint32_t kColumns = 4;  // of a thread at a time
 
+// kColumns elements of T in one access.
 template <typename T>
-__device__ __forceinline__ void load_columns(const T* row, uint32_t col, uint32_t d, float (&v)[kColumns]) {
+union Columns {
+    std::conditional_t<sizeof(T) == 4, uint4, uint2> bits;
+    T lanes[kColumns];
+    __device__ Columns() {}
+};
+
+// Columns [col, col + kColumns) of a row, zeros from column d on; with `aligned` the row starts on a 16-byte boundary.
+template <typename T>
+__device__ __forceinline__ void load_columns(const T* row, uint32_t col, uint32_t d, bool aligned, float (&v)[kColumns]) {
+    if (aligned && col + kColumns <= d) {
+        Columns<T> c;
+        c.bits = *reinterpret_cast<const decltype(c.bits)*>(row + col);
+#pragma unroll
+        for (uint32_t k = 0; k < kColumns; ++k) v[k] = to_f32(c.lanes[k]);
+        return;
+    }
 #pragma unroll
     for (uint32_t k = 0; k < kColumns; ++k) v[k] = col + k < d ? to_f32(row[col + k]) : 0.0f;
+}
+
+template <typename T>
+__device__ __forceinline__ void store_columns(T* row, uint32_t col, uint32_t d, bool aligned, const T (&v)[kColumns]) {
+    if (aligned && col + kColumns <= d) {
+        Columns<T> c;
+#pragma unroll
+        for (uint32_t k = 0; k < kColumns; ++k) c.lanes[k] = v[k];
+        *reinterpret_cast<decltype(c.bits)*>(row + col) = c.bits;
+        return;
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < kColumns; ++k) {
+        if (col + k < d) row[col + k] = v[k];
+    }
 }
 
 template <typename T>
@@ -58,12 +91,12 @@ struct Finish {
         for (uint32_t k = 0; k < kColumns; ++k) g[k] = col + k < p.d ? g[k] * from_sums : 0.0f;
         if (!paired) return;
         float v[kColumns];
-        load_columns(static_cast<const T*>(s.other) + t * s.other_ld, col, p.d, v);
+        load_columns(static_cast<const T*>(s.other) + t * s.other_ld, col, p.d, true, v);
 #pragma unroll
         for (uint32_t k = 0; k < kColumns; ++k) g[k] = fmaf(diagonal, v[k], g[k]);
     }
     __device__ __forceinline__ void own(uint32_t col, float (&u)[kColumns]) const {
-        load_columns(static_cast<const T*>(s.own) + t * s.own_ld, col, p.d, u);
+        load_columns(static_cast<const T*>(s.own) + t * s.own_ld, col, p.d, true, u);
 #pragma unroll
         for (uint32_t k = 0; k < kColumns; ++k) u[k] *= to_unit;
     }
@@ -91,21 +124,21 @@ __device__ __forceinline__ void finish_row_of(const PairwiseFinishSide& s, const
     }
     uint32_t overflow = 0;
     for (uint32_t col = first; col < p.d; col += step) {
-        float g[kColumns], u[kColumns];
+        float g[kColumns], u[kColumns], before[kColumns];
+        G rounded[kColumns];
         f.gradient(col, g);
         if (f.normalised) f.own(col, u);
+        if (p.accumulate) load_columns(out, col, p.d, s.out_aligned, before);
 #pragma unroll
         for (uint32_t k = 0; k < kColumns; ++k) {
-            if (col + k >= p.d) continue;
             float v = g[k] * factor;
             if (f.normalised) v = zero_row ? 0.0f : scale_pow2((g[k] - u[k] * radial) * factor * f.inv, -exponent);
-            if (p.accumulate) v += to_f32(out[col + k]);
-            const G rounded = from_f32<G>(v);
-            if (sizeof(G) == 2 && magnitude_bits(to_f32(rounded)) == kInfinityBits && magnitude_bits(v) < kInfinityBits) {
-                ++overflow;
-            }
-            out[col + k] = rounded;
+            if (p.accumulate) v += before[k];
+            rounded[k] = from_f32<G>(v);
+            const bool infinite = magnitude_bits(to_f32(rounded[k])) == kInfinityBits && magnitude_bits(v) < kInfinityBits;
+            if (sizeof(G) == 2 && infinite && col + k < p.d) ++overflow;
         }
+        store_columns(out, col, p.d, s.out_aligned, rounded);
     }
     if (sizeof(G) == 2 && overflow > 0) atomicAdd(&p.report->overflow, overflow);
 }

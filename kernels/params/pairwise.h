@@ -194,7 +194,7 @@ struct PairwiseFinishSide {
     int64_t other_ld;
     int64_t out_ld;
     uint32_t rows;
-    uint32_t pad_;
+    uint32_t out_aligned;         // 1 if every row of out starts on a 16-byte boundary
 };
 static_assert(sizeof(PairwiseFinishSide) == 96, "keep in step with src/cuda/pairwise_params.rs");
 

@@ -179,7 +179,7 @@ params! {
         other_ld: i64,
         out_ld: i64,
         rows: u32,
-        pad_: u32,
+        out_aligned: u32,
     }
 }
 

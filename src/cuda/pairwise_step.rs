@@ -2,7 +2,7 @@
 
 use cudarc::driver::CudaStream;
 
-use super::descriptor::RawBuf;
+use super::descriptor::{RawBuf, RawMat};
 use super::kernels::Kernels;
 use super::launch::launch;
 use super::mine::{MineParams, Select, Stats, launch_sweep};
@@ -12,7 +12,7 @@ use super::pairwise_params::{
 };
 use super::pairwise_plan::{Plan, RawPairwiseStep, Wave, finalize_blocks};
 use super::plan::{TILE_BLOCK, TILE_SHARED_BYTES, tiles};
-use super::prepare::{Operand, by_dtype};
+use super::prepare::{Operand, by_dtype, rows_aligned};
 use super::row_norms::{GradientKernels, gradient_kernel};
 use super::workspace::Region;
 use crate::error::Result;
@@ -252,29 +252,28 @@ impl Step<'_> {
             Normalization::None => ([0; 2], [0; 2]),
         };
         let sums = if self.has_pairs() { plan.gradients.map(|r| self.at(r)) } else { [0; 2] };
-        let side =
-            |own: &Operand, other: &Operand, g: [u64; 2], i: usize, out: (u64, usize, usize)| PairwiseFinishSide {
-                own: own.ptr,
-                other: other.ptr,
-                g,
-                own_inv: inv[i],
-                own_exponent: exponent[i],
-                other_inv: other.inv,
-                out: out.0,
-                own_ld: own.row_stride as i64,
-                other_ld: other.row_stride as i64,
-                out_ld: out.1 as i64,
-                rows: out.2 as u32,
-                pad_: 0,
-            };
+        let side = |own: &Operand, other: &Operand, g: [u64; 2], i: usize, out: &RawMat| PairwiseFinishSide {
+            own: own.ptr,
+            other: other.ptr,
+            g,
+            own_inv: inv[i],
+            own_exponent: exponent[i],
+            other_inv: other.inv,
+            out: out.ptr,
+            own_ld: own.row_stride as i64,
+            other_ld: other.row_stride as i64,
+            out_ld: out.row_stride as i64,
+            rows: out.rows as u32,
+            out_aligned: u32::from(rows_aligned(&(*out).into())),
+        };
         let [x, y] = &operands;
-        let dx = (a.dx.ptr, a.dx.row_stride, a.dx.rows);
-        let dy = a.dy.filter(|_| !plan.shape.single).map_or((0, 0, 0), |dy| (dy.ptr, dy.row_stride, dy.rows));
+        // A set with itself has one gradient.
+        let dy = a.dy.filter(|_| !plan.shape.single).unwrap_or(RawMat { rows: 0, ..a.dx });
         let (upstream, factor) = a.upstream.parts();
         let per = |scale: Option<f64>| scale.map_or(0.0, |s| 1.0 / s);
         PairwiseFinishParams {
-            x: side(x, y, [sums[0], if plan.shape.single { sums[1] } else { 0 }], 0, dx),
-            y: side(y, x, [sums[1], 0], 1, dy),
+            x: side(x, y, [sums[0], if plan.shape.single { sums[1] } else { 0 }], 0, &a.dx),
+            y: side(y, x, [sums[1], 0], 1, &dy),
             diagonal: self.at(plan.diagonal),
             upstream,
             sums: self.at(plan.sums),
