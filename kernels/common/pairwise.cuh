@@ -150,10 +150,14 @@ __device__ __forceinline__ PairBits classify_some(const PairwiseTiles& p, const 
     return bits;
 }
 
+// Whether all pairs of a tile are negative.
+__device__ __forceinline__ bool all_negative(const PairwiseTiles& p, uint32_t row0, uint32_t col0) {
+    return p.row_groups == nullptr && p.ignore_rows == nullptr && p.ignore_cols == nullptr && row0 != col0 &&
+           row0 + kTile <= p.n && col0 + kTile <= p.m;
+}
+
 __device__ __forceinline__ PairBits classify(const PairwiseTiles& p, const TileThread& t, uint32_t row0, uint32_t col0) {
-    const bool plain = p.row_groups == nullptr && p.ignore_rows == nullptr && p.ignore_cols == nullptr && row0 != col0 &&
-                       row0 + kTile <= p.n && col0 + kTile <= p.m;
-    return plain ? PairBits{~uint64_t(0), 0} : classify_some(p, t, row0, col0);
+    return all_negative(p, row0, col0) ? PairBits{~uint64_t(0), 0} : classify_some(p, t, row0, col0);
 }
 
 // Whether the miner of kFormMulti keeps a pair; NaN is kept.
