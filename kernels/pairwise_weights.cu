@@ -114,10 +114,32 @@ struct Weights {
         }
         float q[8];
         load_log_q(t, thread, col0, q);
+        float high[2] = {neg_infinity(), neg_infinity()}, low[2] = {neg_infinity(), neg_infinity()};  // low: of -x
+#pragma unroll
+        for (int k = 0; k < 8; ++k) {
+            const float of_row = __ldg(p.row_coefficients + min(row0 + thread.row(k), t.n - 1));
+            const float of_col = shift[k] - q[k];
+            high[0] = max_nan(high[0], of_row), low[0] = max_nan(low[0], -of_row);
+            high[1] = max_nan(high[1], of_col), low[1] = max_nan(low[1], -of_col);
+        }
+        // NaN and infinities, of anchors without weights, are not near either.
+        if (!(high[0] + low[1] <= kNear && high[1] + low[0] <= kNear)) {
+            fill<true>(acc, bits, row0, sums,
+                       [&](float s, const RowCoefficients& r, int k) {
+                           const float u = c0 * s;
+                           return r.neg_scale * exp2_fast(u - q[k] - r.neg_shift) + factor[k] * exp2_fast(u - shift[k]);
+                       },
+                       positive);
+            return;
+        }
+        // One exponential for both, as in TileSets::both_sums().
+        const float origin = high[0];
+#pragma unroll
+        for (int k = 0; k < 8; ++k) factor[k] *= exp2_fast(origin - (shift[k] - q[k]));
         fill<true>(acc, bits, row0, sums,
                    [&](float s, const RowCoefficients& r, int k) {
-                       const float u = c0 * s;
-                       return r.neg_scale * exp2_fast(u - q[k] - r.neg_shift) + factor[k] * exp2_fast(u - shift[k]);
+                       const float scale_of_pair = fmaf(exp2_fast(r.neg_shift - origin), factor[k], r.neg_scale);
+                       return scale_of_pair * exp2_fast(c0 * s - q[k] - r.neg_shift);
                    },
                    positive);
     }

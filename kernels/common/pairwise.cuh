@@ -63,6 +63,10 @@ __device__ __forceinline__ float inverse_distance(float s) {
     return square == 0.0f ? 0.0f : r;
 }
 
+// Maxima, or other references, of a thread's rows and columns that are that far apart at most, to base 2, share an
+// exponential: 2^120 is still a float.
+constexpr float kNear = 60.0f;
+
 struct SetState {
     float max;
     float sum;

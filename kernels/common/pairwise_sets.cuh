@@ -17,9 +17,6 @@ static_assert(sizeof(StatsScratch) <= kStageBytes, "the epilogue lives in one st
 
 __device__ __forceinline__ uint32_t line_bits(uint64_t bits, int i) { return uint32_t(bits >> (8 * i)) & 0xffu; }
 
-// References that far apart at most, to base 2, share an exponential: 2^120 is still a float.
-constexpr float kNear = 60.0f;
-
 template <bool kBoth>
 struct TileSets {
     StatsScratch& scratch;
