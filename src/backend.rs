@@ -14,6 +14,7 @@ use crate::matrix::{BatchMut, BatchRef, MatMut, MatRef};
 use crate::objective::Objective;
 use crate::options::{CosineOptions, GradOptions, MineOptions, RecallOptions, StepOptions, WriteMode};
 use crate::outputs::{GradReport, Mined, Ranks, RetrievalReport, StepDetail, StepReport, WeightTriples};
+use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
 
 /// A place to compute.
 ///
@@ -185,6 +186,38 @@ impl Backend {
         dy: MatMut<'_, G>,
     ) -> Result<(StepReport, StepDetail<T::Acc>)> {
         dispatch!(self, goal_step_detail(x, y, objective, options, dx, dy))
+    }
+
+    /// One step of an objective over all pairs of `x` (`n × d`) and `y` (`m × d`): gradients into or onto `dx` and `dy`, and
+    /// the report.
+    ///
+    /// # Errors
+    /// [`Error::EmptyDim`], [`Error::ShapeMismatch`] for `y`, the options, `dx` and `dy`, [`Error::InvalidOption`] for the
+    /// objective and for options that it has no use for, [`Error::TooLarge`], and on CUDA those of the device.
+    pub fn pairwise_step<T: Element, G: GradientOf<T>>(
+        &self,
+        x: MatRef<'_, T>,
+        y: MatRef<'_, T>,
+        objective: &PairwiseObjective,
+        options: &PairwiseOptions<'_>,
+        dx: MatMut<'_, G>,
+        dy: MatMut<'_, G>,
+    ) -> Result<PairwiseReport> {
+        dispatch!(self, pairwise_step(x, y, objective, options, dx, dy))
+    }
+
+    /// As [`pairwise_step`](Self::pairwise_step) for `x` with itself, of which no row is its own candidate.
+    ///
+    /// # Errors
+    /// As [`pairwise_step`](Self::pairwise_step).
+    pub fn pairwise_step_single<T: Element, G: GradientOf<T>>(
+        &self,
+        x: MatRef<'_, T>,
+        objective: &PairwiseObjective,
+        options: &PairwiseOptions<'_>,
+        dx: MatMut<'_, G>,
+    ) -> Result<PairwiseReport> {
+        dispatch!(self, pairwise_step_single(x, objective, options, dx))
     }
 
     /// The rank of the best positive of every row of `x` (`n × d`) among the rows of `y` (`m × d`), and the other way.

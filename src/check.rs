@@ -4,6 +4,7 @@
 //! operation's arguments, before anything is computed or written.
 
 use crate::error::{Error, Result};
+use crate::pairwise::{PairwiseOptions, PairwisePart};
 
 /// Rows and columns of a matrix argument.
 pub(crate) type Extent = (usize, usize);
@@ -138,6 +139,49 @@ pub(crate) fn goal_step(
     indexed_pair(op, x, y)?;
     equal(op, "y.rows", x.0, y.0)?;
     groups(op, x.0, y.0, ids)?;
+    gradients(op, x, y, dx, dy)
+}
+
+/// One entry per row or column, where an option is given.
+fn per_row(op: &'static str, arg: &'static str, expected: usize, got: Option<usize>) -> Result<()> {
+    got.map_or(Ok(()), |got| equal(op, arg, expected, got))
+}
+
+/// `pairwise_step` and the like: any two numbers of rows; the parts' parameters, and options that one of them has a use for.
+pub(crate) fn pairwise_step(
+    op: &'static str,
+    x: Extent,
+    y: Extent,
+    parts: &[PairwisePart],
+    options: &PairwiseOptions<'_>,
+    dx: Extent,
+    dy: Extent,
+) -> Result<()> {
+    indexed_pair(op, x, y)?;
+    if parts.is_empty() {
+        return Err(Error::InvalidOption { op, arg: "parts", expected: "at least one".into(), got: "none".into() });
+    }
+    for part in parts {
+        finite(op, "parts.weight", part.weight)?;
+        part.objective.check(op)?;
+    }
+    let ids = options.groups.map(|g| (g.rows.len(), g.cols.len()));
+    groups(op, x.0, y.0, ids)?;
+    per_row(op, "options.ignore_rows", x.0, options.ignore_rows.map(<[bool]>::len))?;
+    per_row(op, "options.ignore_cols", y.0, options.ignore_cols.map(<[bool]>::len))?;
+    per_row(op, "options.row_weights", x.0, options.row_weights.map(<[f32]>::len))?;
+    per_row(op, "options.col_weights", y.0, options.col_weights.map(<[f32]>::len))?;
+    per_row(op, "options.log_q", y.0, options.log_q.map(<[f32]>::len))?;
+    let unused = |arg, present: bool| {
+        if !present {
+            return Ok(());
+        }
+        let names: Vec<_> = parts.iter().map(|part| part.objective.name()).collect();
+        let expected = format!("none, since {} has no use for it", names.join(", "));
+        Err(Error::InvalidOption { op, arg, expected, got: "some".to_owned() })
+    };
+    unused("options.col_weights", options.col_weights.is_some() && !parts.iter().any(|p| p.objective.both_sides()))?;
+    unused("options.log_q", options.log_q.is_some() && !parts.iter().any(|p| p.objective.takes_log_q()))?;
     gradients(op, x, y, dx, dy)
 }
 

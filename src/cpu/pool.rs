@@ -24,7 +24,7 @@ const WORTH_WAKING: usize = 1 << 24;
 const WORTH_A_TASK: usize = 1 << 15;
 
 /// Scratch buffers that a thread keeps.
-const KEEP_BUFFERS: usize = 4;
+const KEEP_BUFFERS: usize = 8;
 
 /// Scratch buffers above this many bytes are freed after use.
 const KEEP_BYTES: usize = 64 << 20;

@@ -72,6 +72,8 @@ pub(crate) struct Multiply<'a, A> {
     pub(crate) out: &'a mut [A],
     /// Factors per row and per column of `out`.
     pub(crate) scale: Option<(&'a [A], &'a [A])>,
+    /// Whether the product is added to what `out` holds.
+    pub(crate) add: bool,
 }
 
 impl<A: Real> Kernel<A> for Multiply<'_, A> {
@@ -92,7 +94,7 @@ impl<A: Real> Kernel<A> for Multiply<'_, A> {
                         Some((rows, cols)) if k1 == self.depth => Some((&rows[t * S::MR..], &cols[p * S::NR..])),
                         _ => None,
                     };
-                    let stage = Stage { first: block == 0, scale };
+                    let stage = Stage { first: block == 0 && !self.add, scale };
                     S::micro(tile, columns, &mut self.out[t * S::MR * ld + p * S::NR..], ld, stage);
                 }
             }

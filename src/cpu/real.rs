@@ -29,6 +29,9 @@ pub trait Real:
     fn pow2_scale(self) -> Self;
     /// `exp(self)` for `self <= 0`, with about one unit of error; 0 below the smallest normal result.
     fn exp_nonpos(self) -> Self;
+    fn sqrt(self) -> Self;
+    /// `ln(1 + self)` for `0 <= self <= 1`, with an error of about a unit.
+    fn ln_1p_unit(self) -> Self;
     /// The smallest value that is not below `value`; NaN for NaN.
     fn at_least(value: f64) -> Self;
 
@@ -45,7 +48,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ident, $bits:ident, $mantissa:literal, $bias:literal, $ln2:expr, $round:literal, $floor:literal, $safe:expr, $poly:expr, $at_least:expr) => {
+    ($t:ident, $bits:ident, $mantissa:literal, $bias:literal, $ln2:expr, $round:literal, $floor:literal, $safe:expr, $poly:expr, $artanh:literal, $at_least:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -96,6 +99,20 @@ macro_rules! real {
                     0.0
                 }
             }
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                $t::sqrt(self)
+            }
+            #[inline(always)]
+            fn ln_1p_unit(self) -> Self {
+                // ln(1 + e) = 2 artanh(z), and z <= 1/3: the series' remainder is below 3^-2k.
+                let z = self / (2.0 + self);
+                let (square, mut sum) = (z * z, 0.0);
+                for k in (0..$artanh).rev() {
+                    sum = sum * square + 2.0 / (2 * k + 1) as $t;
+                }
+                z * sum
+            }
             fn at_least(value: f64) -> Self {
                 $at_least(value)
             }
@@ -114,6 +131,7 @@ real!(
     -87.33,
     1e-24..1e30,
     [1.984_127e-4_f32, 1.388_888_9e-3, 8.333_334e-3, 4.166_666_8e-2, 0.166_666_67, 0.5, 1.0, 1.0],
+    8,
     |value: f64| {
         let near = value as f32;
         if f64::from(near) < value { near.next_up() } else { near }
@@ -144,6 +162,7 @@ real!(
         1.0,
         1.0
     ],
+    18,
     |value: f64| value
 );
 
@@ -165,6 +184,18 @@ mod tests {
         assert_eq!(f32::NEG_INFINITY.exp_nonpos(), 0.0);
         assert_eq!((-1000f64).exp_nonpos(), 0.0);
         assert!(f32::NAN.exp_nonpos().is_nan());
+    }
+
+    #[test]
+    fn ln_1p_unit_is_within_a_few_ulp() {
+        for i in 0..=10_000 {
+            let x = f64::from(i) * 1e-4;
+            assert!((x.ln_1p_unit() - x.ln_1p()).abs() <= 8e-16 * x.ln_1p(), "{x}");
+            let want = f64::from(x as f32).ln_1p();
+            assert!((f64::from((x as f32).ln_1p_unit()) - want).abs() <= 2.5e-7 * want, "{x}");
+        }
+        assert_eq!(1e-30f32.ln_1p_unit(), 1e-30);
+        assert!(f32::NAN.ln_1p_unit().is_nan());
     }
 
     #[test]
