@@ -152,7 +152,7 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         F(zero_x) F(zero_y) F(nan_x) F(nan_y) F(overflow) F(reserved)
     }
     {
-        using S = PairwisePart;
+        using S = PairwiseBlock;
         w.put(sizeof(S));
         F(loss) F(positive) F(active) F(mean) F(anchors_rows) F(anchors_cols) F(zero_x) F(zero_y) F(nan_x) F(nan_y)
         F(pad_)

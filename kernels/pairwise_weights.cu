@@ -88,6 +88,11 @@ struct Weights {
         }
     }
 
+    // Weight of a violation; NaN if it cannot be told to be one.
+    static __device__ __forceinline__ float hinge(float violation, float weight) {
+        return violation > 0.0f ? weight : violation != violation ? violation : 0.0f;
+    }
+
     __device__ __forceinline__ void of_both(float (&acc)[4][4][4], const PairBits& bits, uint32_t row0, uint32_t col0,
                                             double (&sums)[2]) const {
         const float c0 = t.c[0];
@@ -105,9 +110,7 @@ struct Weights {
         if (t.form == kFormTriplet) {
             fill<false>(acc, bits, row0, sums,
                         [&](float s, const RowCoefficients& r, int k) {
-                            const float w = (c0 + s - r.neg_shift <= 0.0f ? 0.0f : r.neg_scale) +
-                                            (c0 + s - shift[k] <= 0.0f ? 0.0f : factor[k]);
-                            return s != s ? s : w;
+                            return hinge(c0 + s - r.neg_shift, r.neg_scale) + hinge(c0 + s - shift[k], factor[k]);
                         },
                         positive);
             return;
@@ -175,10 +178,10 @@ struct Weights {
             case kFormContrastive:
                 return fill<false>(acc, bits, row0, none,
                                    [&](float s, const RowCoefficients& r, int) {
-                                       return s != s ? s : s > c1 ? r.neg_scale : 0.0f;
+                                       return hinge(s - c1, r.neg_scale);
                                    },
                                    [&](float s, const RowCoefficients& r, int) {
-                                       return s != s ? s : s < c0 ? r.pos_scale : 0.0f;
+                                       return hinge(c0 - s, r.pos_scale);
                                    });
             case kFormMulti:
                 if (t.lowest != nullptr) keep_mined(t, thread, acc, bits, row0);
@@ -205,8 +208,7 @@ struct Weights {
                                        return l.within(s) <= 0.0f ? 0.0f : w;
                                    },
                                    [&](float s, const RowCoefficients& r, int) {
-                                       const float w = l.pos(s) <= 0.0f ? 0.0f : r.pos_scale * inverse_distance(s);
-                                       return s != s ? s : w;
+                                       return hinge(l.pos(s), r.pos_scale * inverse_distance(s));
                                    });
             }
             default: {

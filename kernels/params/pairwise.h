@@ -90,7 +90,7 @@ struct PairwiseReport {
 static_assert(sizeof(PairwiseReport) == 80, "keep in step with src/pairwise.rs");
 
 // A block's share of the report, then everybody's.
-struct PairwisePart {
+struct PairwiseBlock {
     double loss[2];              // rows and columns; kFormContrastive: positives and negatives
     double positive;             // sum of the similarities of the positives
     unsigned long long active[2];  // kFormContrastive: positives and negatives with a weight
@@ -103,7 +103,7 @@ struct PairwisePart {
     uint32_t nan_y;
     uint32_t pad_;
 };
-static_assert(sizeof(PairwisePart) == 72, "keep in step with src/cuda/pairwise_params.rs");
+static_assert(sizeof(PairwiseBlock) == 72, "keep in step with src/cuda/pairwise_params.rs");
 
 // Factors of the reduction, on weights of negatives and of positives.
 struct PairwiseScale {
@@ -128,7 +128,7 @@ struct PairwiseFinalizeParams {
     float* col_coefficients;      // (kColPlanes, m), both sides only
     uint8_t* skip_x;              // (n): 1 if the row is to be left out of products; or null
     uint8_t* skip_y;              // (m), or null
-    PairwisePart* blocks;         // (grid)
+    PairwiseBlock* blocks;         // (grid)
     uint32_t* ticket;             // 0 on entry
     PairwiseScale* scale;         // (1)
     PairwiseReport* report;       // (1)

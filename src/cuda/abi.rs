@@ -12,8 +12,8 @@ use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::mine::MineParams;
 use super::pairwise_params::{
-    self, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide, PairwiseGradParams,
-    PairwisePart, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
+    self, PairwiseBlock, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide,
+    PairwiseGradParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
 };
 use super::plan;
 use super::prepare::{self, PrepareParams, PrepareSide};
@@ -59,7 +59,7 @@ pub fn host_layout() -> Vec<u32> {
         PairwiseStatsParams::LAYOUT,
         PairwiseExtremesParams::LAYOUT,
         &pairwise_report(),
-        PairwisePart::LAYOUT,
+        PairwiseBlock::LAYOUT,
         PairwiseFinalizeParams::LAYOUT,
         PairwiseWeightsParams::LAYOUT,
         PairwiseGradParams::LAYOUT,

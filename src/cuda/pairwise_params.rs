@@ -74,7 +74,7 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/pairwise.h`.
-    PairwisePart: 72 {
+    PairwiseBlock: 72 {
         loss: [f64; 2],
         positive: f64,
         active: [u64; 2],

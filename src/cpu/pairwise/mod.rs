@@ -173,7 +173,7 @@ fn step<T: Element, G: GradientOf<T>>(
     let extent = |mat: &MatMut<'_, G>| (mat.rows(), mat.cols());
     let dy_extent = dy.as_ref().map_or((y.rows(), y.cols()), extent);
     let (x_extent, y_extent) = ((x.rows(), x.cols()), (y.rows(), y.cols()));
-    check::pairwise_step(op, x_extent, y_extent, parts, options, extent(&dx), dy_extent)?;
+    check::pairwise_step(op, x_extent, y_extent, parts, &options.into(), extent(&dx), dy_extent)?;
     let (n, m) = (x.rows(), y.rows());
     let _awake = cpu.session(n.saturating_mul(m).saturating_mul(x.cols()));
     let [x_scales, y_scales] = row_scales(cpu, x, y);
