@@ -167,7 +167,8 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
     {
         using S = PairwiseWeightsParams;
         w.put(sizeof(S));
-        F(tiles) F(row_coefficients) F(col_coefficients) F(scale) F(w) F(diagonal) F(sums) F(ldw) F(first_tile)
+        F(tiles) F(row_coefficients) F(col_coefficients) F(scale) F(w) F(diagonal) F(sums) F(row_flags)
+        F(col_flags) F(counts) F(ldw) F(first_tile)
         F(end_tile) F(row_splits) F(col_splits)
     }
     {
@@ -185,8 +186,8 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
     {
         using S = PairwiseFinishParams;
         w.put(sizeof(S));
-        F(x) F(y) F(diagonal) F(upstream) F(sums) F(report) F(ldg) F(per_scale) F(per_bias) F(factor) F(d) F(pairs)
-        F(accumulate) F(sums_count) F(pad_)
+        F(x) F(y) F(diagonal) F(upstream) F(sums) F(row_flags) F(col_flags) F(counts) F(report) F(ldg) F(per_scale) F(per_bias) F(factor) F(d) F(pairs)
+        F(accumulate) F(sums_count) F(n) F(m) F(pad_)
     }
 }
 
@@ -209,7 +210,7 @@ __device__ __forceinline__ void put_constants(Writer& w) {
     for (uint32_t code : {kStatsNone, kStatsSecond, kStatsLin, kStatsSig}) w.put(code);
     for (uint32_t code : {kTripletCon, kTripletHinge, kTripletNca, kTripletCir}) w.put(code);
     for (uint32_t code : {kPairCon, kPairLin, kPairSig, kPairLinMs, kPairSigMs}) w.put(code);
-    for (uint32_t count : {kSetPlanes, kRowPlanes, kColPlanes, kPairLines, kPairFinish, kPairZeroed}) w.put(count);
+    for (uint32_t count : {kSetPlanes, kRowPlanes, kColPlanes, kPairLines, kPairFinish, kPairZeroed, kWaveSums}) w.put(count);
     for (uint32_t code : {kFormSoftmax, kFormSigLip, kFormMulti, kFormCircle, kFormTriplet, kFormContrastive, kFormLifted,
                           kFormRanked}) {
         w.put(code);

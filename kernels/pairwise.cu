@@ -8,6 +8,7 @@
 //     infinity (logit - infinity: 2^ that is 0)
 //
 //   row_parts, other_parts  partial states, common/pairwise.cuh, of 0 splits where there is no pair
+//   or no statistics are needed (SigLIP, whose loss and counts pairwise_finish writes)
 //   pos (min(n, m)), inv (lines), weights, log_q  f32 or null where not wanted
 //   skip_x (n), skip_y (m) u8;  blocks (grid), scale, report: params/pairwise.h.  Outputs must not alias anything.
 //
@@ -18,7 +19,6 @@
 //         which order sums are taken. Identical bits between runs and devices.
 // Needs   sm_80.
 #include "common/pairwise.cuh"
-#include "common/reduce.cuh"
 
 namespace {
 
@@ -110,7 +110,6 @@ __device__ void row_terms(AnchorTerms& a, const PairwiseFinalizeParams& p, const
         case kFormSigLip:
             a.neg_scale = p.k[0];
             a.pos_scale = -p.k[0];
-            a.loss = double(neg.sum) + double(pos.sum);
             return;
         case kFormContrastive:
             a.neg_scale = 1.0;

@@ -19,7 +19,6 @@
 //         (counts of pairs); splits by shape alone: identical bits between runs, streams, devices of one architecture.
 // Needs   sm_80.
 #include "common/pairwise_sets.cuh"
-#include "common/reduce.cuh"
 
 namespace {
 
@@ -48,13 +47,6 @@ struct Statistics : TileSets<kBoth> {
                 const uint32_t row = row0 + thread.row(i);
                 if (row == col0 + thread.col(k) && row < t.n && row < t.m) p.pos[row] = element(acc, i, k);
             }
-        }
-    }
-
-    __device__ __forceinline__ void flag_columns(uint64_t pos, uint32_t col0) const {
-#pragma unroll
-        for (int k = 0; k < 8; ++k) {
-            if (pos >> k & 0x0101010101010101u) p.col_flags[col0 + thread.col(k)] = 1;
         }
     }
 
@@ -190,17 +182,10 @@ struct Statistics : TileSets<kBoth> {
 
     __device__ __forceinline__ void of_rows(float (&acc)[4][4][4], PairBits& bits, uint32_t row0, bool plain, bool any,
                                             SetState& state) const {
-        const auto all = [](float) { return true; };
         const auto active = [](float v) { return !(v <= 0.0f); };
         const auto same = [](float v, int) { return v; };
         const float c0 = t.c[0], c1 = t.c[1];
         switch (t.form) {
-            case kFormSigLip:
-                transform(acc, bits.pos, [&](float s) { return softplus_fast(fmaf(c0, s, c1)); },
-                          [&](float s) { return softplus_fast(-fmaf(c0, s, c1)); });
-                this->term_rows(acc, bits.neg, 0, same, all);
-                if (any) this->term_rows(acc, bits.pos, 1, same, all);
-                return add_terms(any, state);
             case kFormContrastive:
                 transform(acc, bits.pos, [&](float s) { return s - c1; }, [&](float s) { return c0 - s; });
                 this->term_rows(acc, bits.neg, 0, same, active);
@@ -246,7 +231,7 @@ struct Statistics : TileSets<kBoth> {
         }
         negatives += __popcll(bits.neg);
         positives += __popcll(bits.pos);
-        if (any && p.col_flags != nullptr) flag_columns(bits.pos, col0);
+        if (any && p.col_flags != nullptr) flag_columns(thread, bits.pos, col0, p.col_flags);
         load_log_q(t, thread, col0, q);
         if (kBoth && t.form == kFormTriplet) {
             triplet(acc, bits, row0, col0, state);
@@ -290,12 +275,7 @@ __device__ __forceinline__ void stats_body(const PairwiseStatsParams& p) {
             s.tile(acc, r * kTile, c * kTile, r == r_begin, c == c_begin, negatives, positives);
         }
     }
-    const unsigned long long all_negatives = warp_sum<unsigned long long>(negatives);
-    const unsigned long long all_positives = warp_sum<unsigned long long>(positives);
-    if (lane_id() == 0 && (all_negatives | all_positives) != 0) {
-        atomicAdd(p.counts, all_negatives);
-        atomicAdd(p.counts + 1, all_positives);
-    }
+    add_counts(negatives, positives, p.counts);
 }
 
 }  // namespace

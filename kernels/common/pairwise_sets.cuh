@@ -137,7 +137,7 @@ struct TileSets {
             row[k] = col[k] = 0.0f;
             count[k] = __popc(line_bits(bits, k));
         }
-        if (high[0] + low[1] <= kNear && high[1] + low[0] <= kNear) {
+        if (__all_sync(kFullWarp, high[0] + low[1] <= kNear && high[1] + low[0] <= kNear)) {
             const float origin = high[0];
 #pragma unroll
             for (int i = 0; i < 8; ++i) {

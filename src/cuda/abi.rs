@@ -147,6 +147,7 @@ fn constants() -> Vec<u32> {
         pairwise_params::LINES,
         pairwise_params::FINISH_THREADS,
         pairwise_params::ZEROED,
+        pairwise_params::WAVE_SUMS,
     ];
     out.extend(pairwise.map(|count| count as u32));
     out.extend(pairwise_params::FORMS.map(|form| form as u32));

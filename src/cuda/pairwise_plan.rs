@@ -4,7 +4,9 @@ use super::descriptor::{Named, RawBuf, RawMat, check_disjoint, check_extent};
 use super::gather::{RawUpstream, check_gradient_type};
 use super::goal_plan::RawGroups;
 use super::mine::check_optional;
-use super::pairwise_params::{COL_PLANES, LINES, ObjectiveForm, PairwiseBlock, ROW_PLANES, SET_PLANES, ZEROED};
+use super::pairwise_params::{
+    COL_PLANES, LINES, ObjectiveForm, PairwiseBlock, ROW_PLANES, SET_PLANES, WAVE_SUMS, ZEROED,
+};
 use super::plan::{Splits, TILE, tiles};
 use super::prepare::{Operand, Prepare, Wants};
 use super::row_norms::same_dtype;
@@ -150,7 +152,8 @@ impl Plan {
         let shape = Shape { n, m: y.map_or(n, |y| y.rows), d, single: y.is_none() };
         let (m, pairs) = (shape.m, n.min(shape.m));
         let form = ObjectiveForm::new(objective);
-        let flags = if form.both { 0 } else { m };
+        // Of columns with a positive, and where no statistics tell it of rows.
+        let flags = if form.both { 0 } else { m + if form.has_statistics() { 0 } else { n } };
         let wants = Wants {
             row_facts: true,
             norms: normalization == Normalization::L2,
@@ -197,7 +200,7 @@ impl Plan {
             skip,
             blocks,
             scale,
-            sums: layout.take::<f64>(&[sum_blocks, 2])?,
+            sums: layout.take::<f64>(&[sum_blocks, WAVE_SUMS])?,
             diagonal: layout.take::<f32>(&[pairs])?,
             gradients: [layout.take::<f32>(&[n, ld_gradients])?, layout.take::<f32>(&[m, ld_gradients])?],
             weights: layout.take::<u8>(&[wave_rows, ld_weights, size])?,
