@@ -154,19 +154,42 @@ fn per_row(op: &'static str, arg: &'static str, expected: usize, got: Option<usi
     got.map_or(Ok(()), |got| equal(op, arg, expected, got))
 }
 
+/// Lengths of the arrays among a pairwise step's options, where they are given.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PairwiseLengths {
+    pub groups: Option<(usize, usize)>,
+    pub ignore_rows: Option<usize>,
+    pub ignore_cols: Option<usize>,
+    pub row_weights: Option<usize>,
+    pub col_weights: Option<usize>,
+    pub log_q: Option<usize>,
+}
+
+impl From<&PairwiseOptions<'_>> for PairwiseLengths {
+    fn from(options: &PairwiseOptions<'_>) -> Self {
+        Self {
+            groups: options.groups.map(|g| (g.rows.len(), g.cols.len())),
+            ignore_rows: options.ignore_rows.map(<[bool]>::len),
+            ignore_cols: options.ignore_cols.map(<[bool]>::len),
+            row_weights: options.row_weights.map(<[f32]>::len),
+            col_weights: options.col_weights.map(<[f32]>::len),
+            log_q: options.log_q.map(<[f32]>::len),
+        }
+    }
+}
+
 /// As many groups, masks and weights as rows and columns.
-fn pairwise_options(op: &'static str, x: Extent, y: Extent, options: &PairwiseOptions<'_>) -> Result<()> {
-    let ids = options.groups.map(|g| (g.rows.len(), g.cols.len()));
-    groups(op, x.0, y.0, ids)?;
-    per_row(op, "options.ignore_rows", x.0, options.ignore_rows.map(<[bool]>::len))?;
-    per_row(op, "options.ignore_cols", y.0, options.ignore_cols.map(<[bool]>::len))?;
-    per_row(op, "options.row_weights", x.0, options.row_weights.map(<[f32]>::len))?;
-    per_row(op, "options.col_weights", y.0, options.col_weights.map(<[f32]>::len))?;
-    per_row(op, "options.log_q", y.0, options.log_q.map(<[f32]>::len))
+fn pairwise_options(op: &'static str, x: Extent, y: Extent, options: &PairwiseLengths) -> Result<()> {
+    groups(op, x.0, y.0, options.groups)?;
+    per_row(op, "options.ignore_rows", x.0, options.ignore_rows)?;
+    per_row(op, "options.ignore_cols", y.0, options.ignore_cols)?;
+    per_row(op, "options.row_weights", x.0, options.row_weights)?;
+    per_row(op, "options.col_weights", y.0, options.col_weights)?;
+    per_row(op, "options.log_q", y.0, options.log_q)
 }
 
 /// `pairwise_step_custom`: any two numbers of rows; extents of `x`, `y`, `dx`, `dy`.
-pub(crate) fn pairwise_custom(op: &'static str, extents: [Extent; 4], options: &PairwiseOptions<'_>) -> Result<()> {
+pub(crate) fn pairwise_custom(op: &'static str, extents: [Extent; 4], options: &PairwiseLengths) -> Result<()> {
     let [x, y, dx, dy] = extents;
     indexed_pair(op, x, y)?;
     pairwise_options(op, x, y, options)?;
@@ -185,7 +208,7 @@ pub(crate) fn pairwise_step(
     x: Extent,
     y: Extent,
     parts: &[PairwisePart],
-    options: &PairwiseOptions<'_>,
+    options: &PairwiseLengths,
     dx: Extent,
     dy: Extent,
 ) -> Result<()> {

@@ -11,6 +11,10 @@ use super::goal_plan;
 use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::mine::MineParams;
+use super::pairwise_params::{
+    self, PairwiseBlock, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide,
+    PairwiseGradParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
+};
 use super::plan;
 use super::positive_ranks::PositiveRanksParams;
 use super::prepare::{self, PrepareParams, PrepareSide};
@@ -21,6 +25,7 @@ use super::weighted_grad::{self, InvertParams, InvertSide};
 use crate::error::Result;
 use crate::objective::Objective;
 use crate::outputs::StepReport;
+use crate::pairwise::PairwiseReport;
 
 params! {
     /// Twin of `kernels/params/abi.h`.
@@ -52,6 +57,16 @@ pub fn host_layout() -> Vec<u32> {
         CosineMatrixParams::LAYOUT,
         RanksParams::LAYOUT,
         PositiveRanksParams::LAYOUT,
+        PairwiseTiles::LAYOUT,
+        PairwiseStatsParams::LAYOUT,
+        PairwiseExtremesParams::LAYOUT,
+        &pairwise_report(),
+        PairwiseBlock::LAYOUT,
+        PairwiseFinalizeParams::LAYOUT,
+        PairwiseWeightsParams::LAYOUT,
+        PairwiseGradParams::LAYOUT,
+        PairwiseFinishSide::LAYOUT,
+        PairwiseFinishParams::LAYOUT,
         &constants(),
     ]
     .concat()
@@ -85,6 +100,26 @@ fn step_report() -> [u32; 17] {
     )
 }
 
+fn pairwise_report() -> [u32; 15] {
+    offsets!(
+        PairwiseReport,
+        loss,
+        d_scale,
+        d_bias,
+        mean_positive,
+        positives,
+        negatives,
+        anchors_rows,
+        anchors_cols,
+        zero_x,
+        zero_y,
+        nan_x,
+        nan_y,
+        overflow,
+        reserved
+    )
+}
+
 fn constants() -> Vec<u32> {
     let mut out = vec![
         prepare::ROWS_PER_BLOCK as u32,
@@ -107,6 +142,19 @@ fn constants() -> Vec<u32> {
     let all = Objective::all();
     out.extend((0..4).map(|triplet| ObjectiveParams::new(&all[5 * triplet]).triplet));
     out.extend((0..5).map(|pair| ObjectiveParams::new(&all[pair]).pair));
+    let pairwise = [
+        pairwise_params::SET_PLANES,
+        pairwise_params::ROW_PLANES,
+        pairwise_params::COL_PLANES,
+        pairwise_params::LINES,
+        pairwise_params::FINISH_THREADS,
+        pairwise_params::ZEROED,
+        pairwise_params::WAVE_SUMS,
+    ];
+    out.extend(pairwise.map(|count| count as u32));
+    out.extend(pairwise_params::FORMS.map(|form| form as u32));
+    // Two factors, f32.
+    out.push(8);
     out
 }
 

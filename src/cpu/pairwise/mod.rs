@@ -213,7 +213,7 @@ fn step<T: Element, G: GradientOf<T>>(
     let extent = |mat: &MatMut<'_, G>| (mat.rows(), mat.cols());
     let dy_extent = dy.as_ref().map_or((y.rows(), y.cols()), extent);
     let (x_extent, y_extent) = ((x.rows(), x.cols()), (y.rows(), y.cols()));
-    check::pairwise_step(op, x_extent, y_extent, parts, options, extent(&dx), dy_extent)?;
+    check::pairwise_step(op, x_extent, y_extent, parts, &options.into(), extent(&dx), dy_extent)?;
     let mut relation = None;
     let reports = with_inputs(cpu, x, y, options, dy.is_none(), |inputs| {
         relation = conflict.then(|| alone::<T, G>(cpu, inputs, parts));
@@ -381,7 +381,7 @@ pub fn pairwise_step_custom<T: Element, G: GradientOf<T>>(
     dy: MatMut<'_, G>,
 ) -> Result<PairwiseReport> {
     let extents = [(x.rows(), x.cols()), (y.rows(), y.cols()), (dx.rows(), dx.cols()), (dy.rows(), dy.cols())];
-    check::pairwise_custom("pairwise_step_custom", extents, options)?;
+    check::pairwise_custom("pairwise_step_custom", extents, &options.into())?;
     let solve = |inputs: &Inputs<'_, T>| solve_custom(cpu, inputs, objective, dx, Some(dy));
     Ok(with_inputs(cpu, x, y, options, false, solve).first().copied().unwrap_or_default())
 }
