@@ -14,7 +14,7 @@
 //         owns set t of the tile at hand (128 sets of the rows' negatives, then 128 of the columns' negatives or the rows'
 //         positives), whose state lives in the block's own partial slot.
 // Launch  grid = (col_splits, row_splits), block = 256, 98,304 bytes of dynamic shared memory.
-// Bound   tensor cores (f32: FMA), 2 n m d, and one exponential per element and side; written: O(planes splits (n + m)).
+// Bound   tensor cores (f32: FMA), 2 n m d, and one exponential per element; written: O(planes splits (n + m)).
 // Order   a thread's elements ascending, then a fixed tree, then the warps, then the tiles ascending. Integer atomics alone
 //         (counts of pairs); splits by shape alone: identical bits between runs, streams, devices of one architecture.
 // Needs   sm_80.

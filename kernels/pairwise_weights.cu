@@ -14,7 +14,7 @@
 // Work    the wave's tiles are dealt to row_splits x col_splits blocks; a block goes through its rectangle, columns
 //         innermost. Whole tiles are written: what follows needs no edges.
 // Launch  grid = (col_splits, row_splits), block = 256, 98,304 bytes of dynamic shared memory.
-// Bound   tensor cores (f32: FMA), 2 n m d per step, and the store of n m elements.
+// Bound   tensor cores (f32: FMA), 2 n m d over all waves, and the store of n m elements.
 // Order   S has the same bits as in pairwise_stats. Sums: a thread's elements ascending, the warp by a fixed tree, then tiles and
 //         warps ascending in f64.
 // Needs   sm_80.

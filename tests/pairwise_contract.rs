@@ -131,6 +131,28 @@ fn waves_of_rows_add_up_to_the_whole_gradient() {
     }
 }
 
+#[test]
+fn waves_of_16_bit_rows_add_up_too() {
+    let Some((context, kernels)) = device() else { return };
+    let _turn = turn();
+    let stream = context.new_stream().unwrap();
+    let shape @ [n, m, d] = [270, 140, 24];
+    let (x, y) = (numbers::<bf16>(n * d, 5), numbers::<bf16>(m * d, 6));
+    let (x, y) = (MatRef::new(&x, n, d).unwrap(), MatRef::new(&y, m, d).unwrap());
+    let objective = objective("infonce");
+    let want = reference::pairwise_step(x, y, &objective, &PairwiseOptions::default());
+    let outcome = |wave_bytes| {
+        let mut step = Step::<bf16, f32>::new(&stream, shape, &objective, wave_bytes, 5);
+        step.enqueue(kernels, &stream, &objective, plain()).unwrap();
+        step.outcome(&stream)
+    };
+    let (one, all) = (outcome(0), outcome(PAIRWISE_WAVE_BYTES));
+    for found in [&one, &all] {
+        assert!(largest_difference(&found.dx, &want.dx) < 6e-3 && largest_difference(&found.dy, &want.dy) < 6e-3);
+    }
+    assert_eq!(one.dx, all.dx, "a row of X does not depend on the waves");
+}
+
 fn launches_of(objective: &PairwiseObjective, waves: usize) -> usize {
     2 * waves
         + match objective.name() {

@@ -19,7 +19,6 @@
 #include "params/pairwise.h"
 
 constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
 
 // 2^x, relative error 2^-22; results below 2^-126 become 0.
 __device__ __forceinline__ float exp2_fast(float x) {
