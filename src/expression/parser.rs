@@ -1,0 +1,194 @@
+//! From text to formulas.
+
+use std::str::FromStr;
+
+use super::{Binary, Expression, Node, Unary, Variable};
+use crate::error::{Error, Result};
+
+impl FromStr for Expression {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::InvalidOption`] that shows the line and where in it the mistake is.
+    fn from_str(text: &str) -> Result<Self> {
+        let mut known: Vec<(String, Node)> = vec![("logit".to_owned(), Node::Variable(Variable::Similarity))];
+        let mut given: Vec<String> = Vec::new();
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let Some((name, formula)) = line.split_once('=') else {
+                return Err(refuse(line, 0, "a line of the form `name = formula`"));
+            };
+            let name = name.trim();
+            let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            if !is_name {
+                return Err(refuse(line, 0, "a name of letters, digits and underscores"));
+            }
+            if Variable::named(name).is_some() || Unary::named(name).is_some() || matches!(name, "min" | "max") {
+                return Err(refuse(line, 0, "a name that has no other meaning"));
+            }
+            if given.iter().any(|other| other == name) {
+                return Err(refuse(line, 0, "a name that is not taken yet"));
+            }
+            let start = line.len() - formula.len();
+            let node = Parser { line, at: start, known: &known }.whole()?;
+            if name == "logit" && !node.early() {
+                return Err(refuse(line, start, "a logit of `s` and parameters alone"));
+            }
+            known.retain(|(other, _)| other != name);
+            known.push((name.to_owned(), node));
+            given.push(name.to_owned());
+        }
+        let take = |name: &str| -> Result<Node> {
+            let at = known.iter().position(|(other, _)| other == name);
+            at.map(|at| known[at].1.clone()).ok_or_else(|| refuse(text.trim(), 0, &format!("a line `{name} = …`")))
+        };
+        Ok(Self { logit: take("logit")?, positive: take("positive")?, negative: take("negative")?, one_positive: true })
+    }
+}
+
+/// The refusal of a line, with a mark below the place.
+fn refuse(line: &str, at: usize, expected: &str) -> Error {
+    let column = line.get(..at).map_or(0, |before| before.chars().count());
+    let got = format!("\n    {line}\n    {}^", " ".repeat(column));
+    Error::InvalidOption { op: "Expression::from_str", arg: "text", expected: expected.to_owned(), got }
+}
+
+/// Recursive descent over one line.
+struct Parser<'a> {
+    line: &'a str,
+    at: usize,
+    known: &'a [(String, Node)],
+}
+
+/// Parentheses within each other, so that no text exhausts the stack.
+const DEEPEST: usize = 64;
+
+impl<'a> Parser<'a> {
+    fn whole(&mut self) -> Result<Node> {
+        let node = self.sum(0)?;
+        match self.peek() {
+            None => Ok(node),
+            Some(_) => Err(self.refuse("an operator or the end of the line")),
+        }
+    }
+
+    fn refuse(&self, expected: &str) -> Error {
+        refuse(self.line, self.at, expected)
+    }
+
+    fn rest(&self) -> &'a str {
+        self.line.get(self.at..).unwrap_or_default()
+    }
+
+    /// The next character that is not a space.
+    fn peek(&mut self) -> Option<char> {
+        self.at += self.rest().len() - self.rest().trim_start().len();
+        self.rest().chars().next()
+    }
+
+    fn takes(&mut self, wanted: char) -> bool {
+        let found = self.peek() == Some(wanted);
+        self.at += if found { wanted.len_utf8() } else { 0 };
+        found
+    }
+
+    fn expect(&mut self, wanted: char) -> Result<()> {
+        if self.takes(wanted) { Ok(()) } else { Err(self.refuse(&format!("`{wanted}`"))) }
+    }
+
+    fn sum(&mut self, depth: usize) -> Result<Node> {
+        let mut node = self.product(depth)?;
+        loop {
+            let op = match self.peek() {
+                Some('+') => Binary::Add,
+                Some('-') => Binary::Subtract,
+                _ => return Ok(node),
+            };
+            self.at += 1;
+            node = Node::Binary(op, Box::new([node, self.product(depth)?]));
+        }
+    }
+
+    fn product(&mut self, depth: usize) -> Result<Node> {
+        let mut node = self.factor(depth)?;
+        loop {
+            let op = match self.peek() {
+                Some('*') => Binary::Multiply,
+                Some('/') => Binary::Divide,
+                _ => return Ok(node),
+            };
+            self.at += 1;
+            node = Node::Binary(op, Box::new([node, self.factor(depth)?]));
+        }
+    }
+
+    fn factor(&mut self, depth: usize) -> Result<Node> {
+        if depth > DEEPEST {
+            return Err(self.refuse(&format!("at most {DEEPEST} levels of parentheses and signs")));
+        }
+        match self.peek() {
+            Some('-') => {
+                self.at += 1;
+                Ok(Node::Unary(Unary::Negate, Box::new(self.factor(depth + 1)?)))
+            }
+            Some('(') => {
+                self.at += 1;
+                let node = self.sum(depth + 1)?;
+                self.expect(')')?;
+                Ok(node)
+            }
+            Some(c) if c.is_ascii_digit() || c == '.' => self.number(),
+            Some(c) if c.is_ascii_alphabetic() || c == '_' => self.name(depth),
+            _ => Err(self.refuse("a number, a name or `(`")),
+        }
+    }
+
+    fn number(&mut self) -> Result<Node> {
+        let text = self.rest();
+        let mut end = text.len();
+        for (k, c) in text.char_indices() {
+            let exponent_sign = (c == '+' || c == '-') && text[..k].ends_with(['e', 'E']);
+            if !(c.is_ascii_digit() || c == '.' || c == 'e' || c == 'E' || exponent_sign) {
+                end = k;
+                break;
+            }
+        }
+        match text[..end].parse::<f64>() {
+            Ok(value) if value.is_finite() => {
+                self.at += end;
+                Ok(Node::Number(value))
+            }
+            _ => Err(self.refuse("a finite number")),
+        }
+    }
+
+    fn name(&mut self, depth: usize) -> Result<Node> {
+        let text = self.rest();
+        let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.')).unwrap_or(text.len());
+        let (name, start) = (&text[..end], self.at);
+        self.at += end;
+        if let Some((_, node)) = self.known.iter().find(|(known, _)| known == name) {
+            return Ok(node.clone());
+        }
+        if let Some(variable) = Variable::named(name) {
+            return Ok(Node::Variable(variable));
+        }
+        if let Some(op) = Unary::named(name) {
+            self.expect('(')?;
+            let a = self.sum(depth + 1)?;
+            self.expect(')')?;
+            return Ok(Node::Unary(op, Box::new(a)));
+        }
+        let op = match name {
+            "min" => Binary::Min,
+            "max" => Binary::Max,
+            _ => return Err(refuse(self.line, start, "a name that is known here")),
+        };
+        self.expect('(')?;
+        let a = self.sum(depth + 1)?;
+        self.expect(',')?;
+        let b = self.sum(depth + 1)?;
+        self.expect(')')?;
+        Ok(Node::Binary(op, Box::new([a, b])))
+    }
+}
