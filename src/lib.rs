@@ -58,10 +58,12 @@ mod check;
 mod dtype;
 mod error;
 mod matrix;
+mod memory_bank;
 mod objective;
 mod options;
 mod outputs;
 mod pairwise;
+mod top_k;
 
 pub mod backend;
 pub mod cpu;
@@ -73,6 +75,7 @@ pub use backend::Backend;
 pub use dtype::{Accum, DType, Element, GradientOf};
 pub use error::{Error, Result};
 pub use matrix::{BatchMut, BatchRef, MatMut, MatRef};
+pub use memory_bank::{BankColumns, BankState, MemoryBank};
 pub use objective::{LossKind, Objective, PairWeight, Reduction, TripletWeight};
 pub use options::{
     CosineOptions, GradOptions, Groups, MineOptions, Normalization, RecallOptions, StepOptions, TiePolicy, WriteMode,
@@ -82,3 +85,4 @@ pub use outputs::{
     WeightTriples,
 };
 pub use pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
+pub use top_k::{Fallback, MAX_K, Margin, Pick, Selected, TopK, TopKOptions};

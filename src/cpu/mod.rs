@@ -30,6 +30,7 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod top_k;
 mod weighted_grad;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -42,4 +43,5 @@ pub use pool::Cpu;
 pub use ranks::{ranks, recall};
 pub(crate) use real::Real;
 pub use row_norms::{normalize, normalize_backward, row_norms};
+pub use top_k::{mine_top_k, mine_top_k_with_bank};
 pub use weighted_grad::weighted_grad;

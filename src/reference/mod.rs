@@ -11,6 +11,7 @@ mod objective;
 mod pairwise;
 mod ranks;
 mod row_norms;
+mod top_k;
 mod weighted_grad;
 
 pub use cosine_matrix::cosine_matrix;
@@ -20,4 +21,5 @@ pub use objective::{pair_weights, potential, triplet_weight};
 pub use pairwise::{PairwiseReference, pairwise_step, pairwise_step_single, pairwise_weights};
 pub use ranks::{ranks, recall};
 pub use row_norms::{normalize, normalize_backward, row_norms};
+pub use top_k::{distance_log_weight, mine_top_k, mine_top_k_with_bank, random_bits};
 pub use weighted_grad::weighted_grad;

@@ -1,0 +1,137 @@
+//! Keys: 64-bit integers whose order is the order of selection, so that every rule is "the k largest keys".
+
+use crate::top_k::Pick;
+
+/// Increment of the SplitMix64 generator.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Output function of SplitMix64 (Steele, Lea & Flood 2014).
+#[inline(always)]
+const fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// An integer that orders similarities: NaN above everything, −0 equal to +0.
+#[inline(always)]
+pub(super) fn order(value: f64) -> u64 {
+    if value.is_nan() {
+        return u64::MAX;
+    }
+    let bits = (value + 0.0).to_bits();
+    if bits >> 63 == 0 { bits | 1 << 63 } else { !bits }
+}
+
+/// The natural logarithm of a normal positive number, by operations that round alike on every machine: no library, no
+/// fused multiply-add. Its error is a few units.
+#[inline(always)]
+fn ln(x: f64) -> f64 {
+    // x = 2^e m with m in [√½, √2), and ln m = 2 artanh z with |z| <= 0.1716: 11 terms leave less than 1e-18.
+    const SQRT_HALF: u64 = 0x3fe6_a09e_667f_3bcd;
+    let bits = x.to_bits();
+    let exponent = (bits.wrapping_sub(SQRT_HALF) as i64) >> 52;
+    let m = f64::from_bits(bits.wrapping_sub((exponent << 52) as u64));
+    let z = (m - 1.0) / (m + 1.0);
+    let square = z * z;
+    let mut sum = 2.0 / 21.0;
+    for odd in [19.0, 17.0, 15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+        sum = sum * square + 2.0 / odd;
+    }
+    exponent as f64 * std::f64::consts::LN_2 + z * sum
+}
+
+/// Similarities above this count as this: distances below 0.5.
+const MOST_SIMILAR: f64 = 0.875;
+
+/// Similarities up to this have no weight: distances from 1.4 on.
+pub(super) const LEAST_SIMILAR: f64 = 0.02;
+
+/// Keys of one direction.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keys {
+    kind: Kind,
+    /// The direction's point in the sequence of random numbers.
+    start: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Similarity,
+    Random,
+    /// Factors of the two logarithms.
+    Distance(f64, f64),
+}
+
+impl Keys {
+    /// `direction` is 0 for rows and 1 for columns, `d` the number of features.
+    pub(super) fn new(pick: Pick, direction: u64, d: usize) -> Self {
+        let start = |seed: u64| mix(seed.wrapping_add((direction + 1).wrapping_mul(STEP)));
+        match pick {
+            Pick::Hardest => Self { kind: Kind::Similarity, start: 0 },
+            Pick::Random { seed } => Self { kind: Kind::Random, start: start(seed) },
+            Pick::DistanceWeighted { seed } => {
+                let d = d as f64;
+                Self { kind: Kind::Distance(-(d - 2.0) / 2.0, -(d - 3.0) / 2.0), start: start(seed) }
+            }
+        }
+    }
+
+    /// The key of a candidate, which has a weight if weights are asked for.
+    #[inline(always)]
+    pub(super) fn key(&self, anchor: usize, candidate: i32, similarity: f64) -> u64 {
+        match self.kind {
+            Kind::Similarity => order(similarity),
+            Kind::Random => self.bits(anchor, candidate),
+            Kind::Distance(far, near) => {
+                let s = if similarity < MOST_SIMILAR { similarity } else { MOST_SIMILAR };
+                let log_weight = far * ln(2.0 - 2.0 * s) + near * ln((1.0 + s) / 2.0);
+                let uniform = ((self.bits(anchor, candidate) >> 12) as f64 + 0.5) * (1.0 / (1u64 << 52) as f64);
+                order(log_weight - ln(-ln(uniform)))
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn bits(&self, anchor: usize, candidate: i32) -> u64 {
+        let pair = ((anchor as u64) << 32) | u64::from(candidate as u32);
+        mix(self.start.wrapping_add(pair.wrapping_mul(STEP)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reference;
+
+    #[test]
+    fn order_is_that_of_similarities() {
+        let ascending = [f64::NEG_INFINITY, -1.0, -1e-310, 0.0, 1e-310, 0.5, f64::INFINITY, f64::NAN];
+        assert!(ascending.windows(2).all(|w| order(w[0]) < order(w[1])));
+        assert_eq!(order(-0.0), order(0.0));
+        assert_eq!(order(-f64::NAN), order(f64::NAN));
+    }
+
+    #[test]
+    fn ln_is_within_a_few_ulp() {
+        for i in 1..200_000 {
+            for x in [f64::from(i) * 1e-5, 0.5f64.powi(i % 60) * (1.0 + f64::from(i) * 1e-6), 1.0 - 0.5f64.powi(i % 54)]
+            {
+                if x > 0.0 {
+                    assert!((ln(x) - x.ln()).abs() <= 4e-16 * x.ln().abs(), "{x}: {} {}", ln(x), x.ln());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn random_bits_are_those_of_the_reference() {
+        for (seed, a, c) in [(0, 0, 0), (7, 1, 0), (7, 0, 1), (u64::MAX, 123_456, i32::MAX)] {
+            for direction in 0..2 {
+                let keys = Keys::new(Pick::Random { seed }, direction, 8);
+                let want = reference::random_bits(seed, direction, a as u32, c as u32);
+                assert_eq!(keys.key(a, c, 0.3), want);
+            }
+        }
+    }
+}

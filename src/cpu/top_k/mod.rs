@@ -1,0 +1,176 @@
+//! Mining of several negatives per anchor.
+
+mod keys;
+mod lists;
+mod scan;
+
+use std::sync::{Mutex, PoisonError};
+
+use keys::LEAST_SIMILAR;
+use lists::{Lists, Ranking};
+use scan::{Excluded, GROUP, Side, visit};
+
+use super::pack::Rows;
+use super::pool::Cpu;
+use super::row_norms::unit_scales;
+use super::scan::Exclusion;
+use super::sweep::{diagonal, sweep};
+use crate::check;
+use crate::dtype::{Accum, Element};
+use crate::error::Result;
+use crate::matrix::MatRef;
+use crate::memory_bank::BankColumns;
+use crate::outputs::NONE;
+use crate::top_k::{Margin, Pick, Selected, TopK, TopKOptions};
+
+/// The largest value that is not above `value`; NaN for NaN.
+fn at_most<A: Accum>(value: f64) -> A {
+    -A::at_least(-value)
+}
+
+/// The largest value that is below `value`; NaN if there is none.
+fn below<A: Accum>(value: f64) -> A {
+    if value == f64::NEG_INFINITY { A::NAN } else { at_most(value.next_down()) }
+}
+
+/// The similarities with which a candidate survives, for an anchor whose pair has this similarity.
+fn bounds<A: Accum>(options: &TopKOptions<'_>, positive: Option<A>) -> (A, A) {
+    let (low, high) = options.window.unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
+    let (mut low, mut high) = (A::at_least(low), at_most::<A>(high));
+    if matches!(options.pick, Pick::DistanceWeighted { .. }) {
+        low = low.larger(A::at_least(LEAST_SIMILAR.next_up()));
+    }
+    if let Some(margin) = options.below_positive {
+        let p = positive.map_or(f64::NAN, |p| p.to_f64());
+        let limit = match margin {
+            Margin::Absolute(margin) => below::<A>(p - margin),
+            Margin::Relative(margin) => below::<A>(p - margin * p.abs()),
+        };
+        high = if limit.not_a_number() { limit } else { high.smaller(limit) };
+    }
+    (low, high)
+}
+
+/// Empty lists for anchors that have up to `candidates` candidates.
+fn side<A: Accum>(
+    options: &TopKOptions<'_>,
+    (direction, d): (u64, usize),
+    anchors: usize,
+    candidates: usize,
+    positive: &[A],
+) -> Side<A> {
+    let ranking = Ranking::new(options, direction, d);
+    let bounds: Vec<(A, A)> = (0..anchors).map(|a| bounds(options, positive.get(a).copied())).collect();
+    let lists = |(g, bounds)| Mutex::new(Lists::new(&ranking, g * GROUP, bounds, candidates));
+    Side { ranking, groups: bounds.chunks(GROUP).enumerate().map(lists).collect() }
+}
+
+/// What the anchors have selected.
+fn finish<A: Accum>(cpu: &Cpu, side: Side<A>, anchors: usize, k: usize) -> Selected<A> {
+    /// Multiply-adds that sorting one entry takes as long as.
+    const COST: usize = 1 << 8;
+    let mut out = Selected {
+        k,
+        index: vec![NONE; anchors * k],
+        value: vec![A::NEG_INFINITY; anchors * k],
+        survivors: vec![0; anchors],
+    };
+    let Side { ranking, groups } = side;
+    let index = out.index.chunks_mut(GROUP * k);
+    let value = out.value.chunks_mut(GROUP * k);
+    let survivors = out.survivors.chunks_mut(GROUP);
+    let items = groups.into_iter().zip(index.zip(value).zip(survivors));
+    cpu.each(anchors * k * COST, items, |(lists, ((index, value), survivors))| {
+        let lists = lists.into_inner().unwrap_or_else(PoisonError::into_inner);
+        lists.finish(&ranking, index, value, survivors);
+    });
+    out
+}
+
+/// No rows of `d` elements.
+fn nothing<T: Element>(d: usize) -> MatRef<'static, T> {
+    MatRef::new(&[], 0, d).unwrap_or_else(|_| unreachable!("no rows need no elements"))
+}
+
+fn run<T: Element>(
+    cpu: &Cpu,
+    x: MatRef<'_, T>,
+    y: MatRef<'_, T>,
+    extra: Option<&BankColumns<'_, T>>,
+    options: &TopKOptions<'_>,
+) -> TopK<T::Acc> {
+    let (n, m, d) = (x.rows(), y.rows(), x.cols());
+    let entries = extra.map_or(0, |extra| extra.bank.len());
+    let _awake = cpu.session(n.saturating_mul(m + entries).saturating_mul(d));
+    let [x_scales, y_scales] = unit_scales(cpu, x, y, options.normalization);
+    let x = Rows { mat: x, scales: x_scales.as_deref() };
+    let y = Rows { mat: y, scales: y_scales.as_deref() };
+    let positive = diagonal(cpu, x, y);
+    let rows = side(options, (0, d), n, m + entries, &positive);
+    let cols = side(options, (1, d), m, n, &positive);
+    let excluded = Excluded::Batch(Exclusion { pairs: n.min(m), groups: options.groups });
+    let visit_batch =
+        |(): &mut (), tile: super::sweep::Tile<'_, T::Acc>| visit(cpu, &rows, Some(&cols), tile, 0, &excluded);
+    sweep(cpu, x, y, |_, _| true, |_| (), visit_batch, |_, ()| ());
+    if let Some(extra) = extra {
+        let bank = extra.bank.embeddings();
+        let [_, bank_scales] = unit_scales(cpu, nothing(d), bank, options.normalization);
+        let bank = Rows { mat: bank, scales: bank_scales.as_deref() };
+        let recent = extra.recent();
+        let excluded = Excluded::Bank { anchors: extra.ids, entries: extra.bank.ids(), recent: &recent };
+        let visit_bank =
+            |(): &mut (), tile: super::sweep::Tile<'_, T::Acc>| visit(cpu, &rows, None, tile, m, &excluded);
+        sweep(cpu, x, bank, |_, _| true, |_| (), visit_bank, |_, ()| ());
+    }
+    TopK { positive, rows: finish(cpu, rows, n, options.k), cols: finish(cpu, cols, m, options.k) }
+}
+
+/// Up to `k` negatives of every row and of every column, in one sweep over tiles of similarities.
+///
+/// With `S = X̂ Ŷᵀ` (rows normalised according to `options.normalization`) the candidates of row `i` are the `j` that are
+/// neither its pair nor of its group. Those that pass `options.window` and `options.below_positive` survive; of the
+/// survivors the hardest `options.skip` are left out and `options.k` of the rest selected by `options.pick`. An anchor with
+/// candidates and without a survivor follows `options.fallback`. `cols` holds the same for the columns. Ties go to the
+/// lowest index. NaN is the largest similarity, and passes where nothing is compared: without window, margin and weights.
+/// Similarities are compared with the bounds as the exact numbers that they are.
+///
+/// `x` is `n × d`, `y` is `m × d`, of any element type; similarities are computed and returned in `T::Acc`. `n` and `m` may be
+/// 0. Allocates the result and, beside it, lists of up to twice the `k + skip` entries of 16 bytes (`f64`: 24) per anchor, with
+/// at least 16 spare ones; `S` is never stored. The result is the same bits run to run and for every number of threads.
+///
+/// # Errors
+/// [`Error::EmptyDim`](crate::Error::EmptyDim) if `d` is 0, [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) if the
+/// feature dimensions differ or the numbers of group ids are not `n` and `m`,
+/// [`Error::TooLarge`](crate::Error::TooLarge) above `i32::MAX` rows, [`Error::InvalidOption`](crate::Error::InvalidOption) for
+/// a window without an order, a margin that is not finite, and `skip` or `k` out of range.
+pub fn mine_top_k<T: Element>(
+    cpu: &Cpu,
+    x: MatRef<'_, T>,
+    y: MatRef<'_, T>,
+    options: &TopKOptions<'_>,
+) -> Result<TopK<T::Acc>> {
+    check::mine_top_k("mine_top_k", (x.rows(), x.cols()), (y.rows(), y.cols()), options)?;
+    Ok(run(cpu, x, y, None, options))
+}
+
+/// As [`mine_top_k`], with the entries of a bank as further candidates of the rows: candidate `m + s` is slot `s`.
+///
+/// Entries of the anchor's own id are no candidates, as far back as `bank.self_within` says; `options.groups` is about the
+/// batch alone. Nothing is copied from the bank.
+///
+/// # Errors
+/// As [`mine_top_k`], and [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) if the bank's feature dimension or the number
+/// of `bank.ids` does not fit.
+pub fn mine_top_k_with_bank<T: Element>(
+    cpu: &Cpu,
+    x: MatRef<'_, T>,
+    y: MatRef<'_, T>,
+    bank: &BankColumns<'_, T>,
+    options: &TopKOptions<'_>,
+) -> Result<TopK<T::Acc>> {
+    const OP: &str = "mine_top_k_with_bank";
+    let entries = bank.bank.embeddings();
+    check::mine_top_k(OP, (x.rows(), x.cols()), (y.rows(), y.cols()), options)?;
+    check::bank_columns(OP, (x.rows(), x.cols()), y.rows(), (entries.rows(), entries.cols()), bank.ids.len())?;
+    Ok(run(cpu, x, y, Some(bank), options))
+}
