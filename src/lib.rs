@@ -14,11 +14,16 @@
 //! | `mine` | `P_i = S_ii`, and for every row and column the hardest negative `N` with its index | `n`, `m` |
 //! | `goal_step` | `u W Ŷ` and `u Wᵀ X̂` for a GOAL objective's `W`, and a [`StepReport`] | `n × d`, `m × d`; `n = m` |
 //! | `weighted_grad` | the same for weights of the caller's, [`WeightTriples`] | `n × d`, `m × d` |
+//! | `pairwise_step`, `pairwise_step_single` | the same for an objective over all pairs, a [`PairwiseObjective`], and a [`PairwiseReport`] | `n × d`, `m × d` |
 //! | `ranks`, `recall` | the rank of every query's best positive, and Recall@K | `n`, `m` |
 //!
 //! An [`Objective`] is a triplet weight `T(P, N)` times pair weights `w⁺`, `w⁻`. Every anchor with a negative adds
 //! `−T w⁺` to `W` at its own pair and `T w⁻` at its hardest negative, in both directions. All formulas, numbered, are in
 //! `docs/maths.md`.
+//!
+//! A [`PairwiseObjective`] weighs every pair: InfoNCE, SigLIP, SupCon, Multi-Similarity, Circle and others. Which pairs are
+//! positive, negative or ignored, [`PairwiseOptions`] says. Whether an objective is the gradient of a loss at all,
+//! [`integrability`] finds out.
 //!
 //! # Where they run
 //!
@@ -69,6 +74,7 @@ pub mod backend;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod integrability;
 pub mod reference;
 
 pub use backend::Backend;

@@ -8,6 +8,7 @@ use simgrad::Objective;
 use crate::common::backend::BackendChoice;
 use crate::common::objective::Parameters;
 use crate::common::{Failure, Outcome};
+use crate::objective::Trained;
 
 /// Trains a two-tower retrieval head; the gradient of every objective is simgrad's.
 ///
@@ -21,7 +22,8 @@ pub struct Args {
     /// Folder with {train,dev,test}_ims.npy and _caps.txt files
     #[arg(long, value_name = "DIR")]
     pub precomp: Option<PathBuf>,
-    /// TRIPLET-PAIR (con, hinge, nca, cir; con, lin, sig, lin_ms, sig_ms), or `all` for every combination
+    /// TRIPLET-PAIR (con, hinge, nca, cir; con, lin, sig, lin_ms, sig_ms); over all pairs infonce, siglip, supcon, ms,
+    /// ms-mined, circle, circle-full, triplet-all, contrastive, lifted, ranked-list; or many: goal, pairwise, all
     #[arg(long, default_value = "nca-sig")]
     pub objective: String,
     #[command(flatten)]
@@ -90,14 +92,22 @@ impl Args {
         }
     }
 
-    /// What to train: every combination, or the baseline and then the chosen objective.
-    pub fn objectives(&self) -> Outcome<Vec<Objective>> {
-        if self.objective == "all" {
-            return Objective::all().into_iter().map(|objective| self.parameters.apply(objective)).collect();
+    /// What to train: a whole family, or the baseline and then the chosen objective.
+    pub fn objectives(&self) -> Outcome<Vec<Trained>> {
+        let goal = || -> Outcome<Vec<Trained>> {
+            let apply = |objective| self.parameters.apply(objective).map(Trained::Goal);
+            Objective::all().into_iter().map(apply).collect()
+        };
+        let baseline = Trained::named(BASELINE, &self.parameters)?;
+        match self.objective.as_str() {
+            "goal" => goal(),
+            "pairwise" => Ok([vec![baseline], Trained::pairwise()].concat()),
+            "all" => Ok([goal()?, Trained::pairwise()].concat()),
+            name => {
+                let chosen = Trained::named(name, &self.parameters)?;
+                Ok(if chosen == baseline { vec![baseline] } else { vec![baseline, chosen] })
+            }
         }
-        let chosen = self.parameters.objective(&self.objective)?;
-        let baseline = self.parameters.objective(BASELINE)?;
-        Ok(if chosen == baseline { vec![baseline] } else { vec![baseline, chosen] })
     }
 }
 

@@ -7,6 +7,7 @@ mod data;
 mod eval;
 mod gemm;
 mod model;
+mod objective;
 mod plot;
 mod report;
 mod rng;

@@ -1,10 +1,11 @@
 //! Learning curves.
 
 use plotters::prelude::*;
-use simgrad::{PairWeight, TripletWeight};
+use simgrad::{PairWeight, PairwiseObjective, TripletWeight};
 
 use crate::common::{Failure, Outcome};
 use crate::data::Dataset;
+use crate::objective::Trained;
 use crate::train::Run;
 
 const SIZE: (u32, u32) = (1000, 460);
@@ -67,13 +68,22 @@ fn draw(svg: &mut String, dataset: &Dataset, runs: &[Run]) -> Result<(), Box<dyn
     Ok(())
 }
 
-/// A few runs get distant hues; of the whole grid, triplet weights differ in hue and pair weights in lightness.
+/// A few runs get distant hues; of the whole grid, triplet weights differ in hue and pair weights in lightness, and
+/// objectives over all pairs run through the hues in a pale colour.
 fn colour(run: &Run, number: usize, of: usize) -> HSLColor {
     if of <= 4 {
         return HSLColor(number as f64 / of as f64, 0.75, 0.42);
     }
     let place = |names: &[&str], name: &str| names.iter().position(|n| *n == name).unwrap_or(0) as f64;
-    let triplet = place(&TripletWeight::ALL.map(|t| t.name()), run.objective.triplet().name());
-    let pair = place(&PairWeight::ALL.map(|p| p.name()), run.objective.pair().name());
-    HSLColor(triplet / 4.0, 0.75, 0.25 + 0.1 * pair)
+    match run.objective {
+        Trained::Goal(objective) => {
+            let triplet = place(&TripletWeight::ALL.map(|t| t.name()), objective.triplet().name());
+            let pair = place(&PairWeight::ALL.map(|p| p.name()), objective.pair().name());
+            HSLColor(triplet / 4.0, 0.75, 0.25 + 0.1 * pair)
+        }
+        Trained::Pairwise(objective) => {
+            let all = PairwiseObjective::ALL.map(|o| o.name());
+            HSLColor(place(&all, objective.name()) / all.len() as f64, 0.4, 0.5)
+        }
+    }
 }

@@ -1,11 +1,10 @@
 //! The test table and the JSON file. The schema of the latter is in README.md beside this file.
 
 use serde_json::{Value, json};
-use simgrad::{DirectionRecall, PairWeight, RetrievalReport, TripletWeight};
+use simgrad::{DirectionRecall, RetrievalReport};
 
 use crate::args::{Args, BASELINE};
 use crate::common::backend::Chosen;
-use crate::common::objective::loss_kind;
 use crate::common::output::table;
 use crate::data::Dataset;
 use crate::train::{Epoch, Run};
@@ -99,8 +98,8 @@ pub fn json(args: &Args, chosen: &Chosen, dataset: &Dataset, baselines: &Baselin
 fn run_json(run: &Run) -> Value {
     json!({
         "objective": run.objective.to_string(),
-        "parameters": parameters(run),
-        "loss_kind": loss_kind(&run.objective),
+        "parameters": run.objective.parameters(),
+        "loss_kind": run.objective.loss_kind(),
         "steps": run.steps,
         "diverged_at": run.diverged_at,
         "epochs": run.epochs.iter().map(epoch_json).collect::<Vec<_>>(),
@@ -109,37 +108,14 @@ fn run_json(run: &Run) -> Value {
     })
 }
 
-fn parameters(run: &Run) -> Value {
-    let mut out = match run.objective.triplet() {
-        TripletWeight::Hinge { margin } => json!({ "margin": margin }),
-        TripletWeight::Nca { tau } => json!({ "tau": tau }),
-        TripletWeight::Cir { tau, offset } => json!({ "tau": tau, "circle_offset": offset }),
-        _ => json!({}),
-    };
-    match run.objective.pair() {
-        PairWeight::Sig { alpha, beta, lambda } => {
-            out["alpha"] = alpha.into();
-            out["beta"] = beta.into();
-            out["lambda"] = lambda.into();
-        }
-        PairWeight::LinMs { eps } => out["eps"] = eps.into(),
-        PairWeight::SigMs { alpha, beta, lambda, eps } => {
-            out["alpha"] = alpha.into();
-            out["beta"] = beta.into();
-            out["lambda"] = lambda.into();
-            out["eps"] = eps.into();
-        }
-        _ => {}
-    }
-    out
-}
-
 fn epoch_json(epoch: &Epoch) -> Value {
     json!({
         "loss": epoch.loss,
         "mean_positive": epoch.positive,
         "mean_negative": epoch.negative,
         "active": epoch.active,
+        "scale": epoch.scale,
+        "bias": epoch.bias,
         "val": retrieval(&epoch.val),
         "seconds": epoch.seconds,
     })

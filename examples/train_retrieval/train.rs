@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use simgrad::{Backend, Groups, MatMut, MatRef, Objective, RetrievalReport, StepOptions, StepReport};
+use simgrad::{Backend, RetrievalReport};
 
-use crate::common::objective::loss_kind;
 use crate::common::{Failure, Outcome};
 use crate::data::{Dataset, Features};
 use crate::eval::{self, Head};
 use crate::model::{Activations, Adam, Tower};
+use crate::objective::{Batch, Learner, Outline, Trained};
 use crate::rng::Rng;
 
 /// The budget of a run, the same for every objective.
@@ -34,14 +34,18 @@ pub struct Budget {
 /// What an epoch left behind.
 #[derive(Clone, Debug, Default)]
 pub struct Epoch {
-    /// Mean over the steps of `StepReport::loss` per pair.
+    /// Mean over the steps of the loss per pair.
     pub loss: f64,
     /// Mean similarity of the pairs.
     pub positive: f64,
-    /// Mean similarity to the hardest negative, over both directions.
-    pub negative: f64,
-    /// Share of the triplets with a weight other than 0.
-    pub active: f64,
+    /// Mean similarity to the hardest negative over both directions, of GOAL objectives.
+    pub negative: Option<f64>,
+    /// Share of the triplets with a weight other than 0, of GOAL objectives.
+    pub active: Option<f64>,
+    /// The learned scale at the end, of objectives that have one.
+    pub scale: Option<f64>,
+    /// The learned bias at the end.
+    pub bias: Option<f64>,
     /// Recall on the validation split.
     pub val: RetrievalReport,
     /// Wall time of the steps.
@@ -51,7 +55,7 @@ pub struct Epoch {
 /// A finished run.
 pub struct Run {
     /// What was trained.
-    pub objective: Objective,
+    pub objective: Trained,
     /// One entry per epoch.
     pub epochs: Vec<Epoch>,
     /// Recall per test protocol.
@@ -85,7 +89,7 @@ pub fn steps_per_epoch(dataset: &Dataset, budget: &Budget) -> Outcome<usize> {
 pub fn run(
     backend: &Backend,
     dataset: &Dataset,
-    objective: Objective,
+    objective: Trained,
     budget: &Budget,
     mut report: impl FnMut(usize, &Epoch),
 ) -> Outcome<Run> {
@@ -104,12 +108,13 @@ pub fn run(
             let step = trainer.step(batch)?;
             epoch.add(&step, steps);
             bar.inc(1);
-            if step.nan_x + step.nan_y > 0 {
+            if step.diverged {
                 trainer.diverged_at = Some(trainer.done);
                 break 'training;
             }
         }
         epoch.seconds = start.elapsed().as_secs_f64();
+        (epoch.scale, epoch.bias) = trainer.learner.learned();
         epoch.val = eval::head(backend, &trainer.head, dataset, &dataset.splits.val)?;
         bar.suspend(|| report(number, &epoch));
         epochs.push(epoch);
@@ -123,7 +128,7 @@ pub fn run(
     Ok(Run { objective, epochs, test, steps: trainer.done, diverged_at: trainer.diverged_at, seconds })
 }
 
-fn progress_bar(objective: &Objective, steps: usize) -> ProgressBar {
+fn progress_bar(objective: &Trained, steps: usize) -> ProgressBar {
     let bar = ProgressBar::new(steps as u64).with_message(objective.to_string());
     // The template is a constant; were it wrong, the default style would do.
     if let Ok(style) = ProgressStyle::with_template("{msg:14} {wide_bar} {pos}/{len} steps, {eta} left") {
@@ -133,31 +138,28 @@ fn progress_bar(objective: &Objective, steps: usize) -> ProgressBar {
 }
 
 impl Epoch {
-    fn add(&mut self, step: &StepReport, steps: usize) {
-        let (share, pairs) = (1.0 / steps as f64, f64::from(step.pairs));
-        self.loss += share * step.loss / pairs;
-        self.positive += share * step.mean_positive;
-        self.negative += share * f64::midpoint(step.mean_negative_it, step.mean_negative_ti);
-        self.active += share * f64::from(step.active_it + step.active_ti) / (2.0 * pairs);
+    fn add(&mut self, step: &Outline, steps: usize) {
+        let share = 1.0 / steps as f64;
+        self.loss += share * step.loss;
+        self.positive += share * step.positive;
+        if let Some((negative, active)) = step.hardest {
+            *self.negative.get_or_insert(0.0) += share * negative;
+            *self.active.get_or_insert(0.0) += share * active;
+        }
     }
 
     /// One line for people.
-    pub fn line(&self, number: usize, objective: &Objective) -> String {
+    pub fn line(&self, number: usize, objective: &Trained) -> String {
         let (x, y) = (&self.val.x_to_y, &self.val.y_to_x);
+        let kind = if objective.loss_kind() == "potential" { "loss" } else { "log " };
+        let about = match (self.negative, self.active, self.scale) {
+            (Some(negative), Some(active), _) => format!("N {negative:.3}  active {:>3.0} %", 100.0 * active),
+            (.., Some(scale)) => format!("scale {scale:>6.2}        "),
+            _ => " ".repeat(20),
+        };
         format!(
-            "{objective:<12} epoch {number:>2}  {} {:>9.4}  P {:.3}  N {:.3}  active {:>3.0} %  val R@1/5/10  {:>4.1} {:>4.1} {:>4.1}  {:>4.1} {:>4.1} {:>4.1}  {:.1} s",
-            if loss_kind(objective) == "potential" { "loss" } else { "log " },
-            self.loss,
-            self.positive,
-            self.negative,
-            100.0 * self.active,
-            x.r1,
-            x.r5,
-            x.r10,
-            y.r1,
-            y.r5,
-            y.r10,
-            self.seconds,
+            "{objective:<12} epoch {number:>2}  {kind} {:>9.4}  P {:.3}  {about}  val R@1/5/10  {:>4.1} {:>4.1} {:>4.1}  {:>4.1} {:>4.1} {:>4.1}  {:.1} s",
+            self.loss, self.positive, x.r1, x.r5, x.r10, y.r1, y.r5, y.r10, self.seconds,
         )
     }
 }
@@ -199,7 +201,7 @@ impl<'a> Side<'a> {
 struct Trainer<'a> {
     backend: &'a Backend,
     dataset: &'a Dataset,
-    objective: Objective,
+    learner: Learner,
     budget: &'a Budget,
     head: Head,
     x: Side<'a>,
@@ -210,36 +212,45 @@ struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    fn new(backend: &'a Backend, dataset: &'a Dataset, objective: Objective, budget: &'a Budget, total: usize) -> Self {
+    fn new(backend: &'a Backend, dataset: &'a Dataset, objective: Trained, budget: &'a Budget, total: usize) -> Self {
         let head = untrained(dataset, budget);
         let outputs = budget.batch * budget.dim;
         let x = Side::new(&dataset.x, &head.x, outputs);
         let y = Side::new(&dataset.y, &head.y, outputs);
-        Self { backend, dataset, objective, budget, head, x, y, total, done: 0, diverged_at: None }
+        Self {
+            backend,
+            dataset,
+            learner: Learner::new(objective),
+            budget,
+            head,
+            x,
+            y,
+            total,
+            done: 0,
+            diverged_at: None,
+        }
     }
 
     /// One step on these rows of y and the items they belong to.
-    fn step(&mut self, captions: &[usize]) -> Outcome<StepReport> {
+    fn step(&mut self, captions: &[usize]) -> Outcome<Outline> {
         let y_per_x = self.dataset.y_per_x;
         self.x.forward(&self.head.x, captions.iter().map(|row| row / y_per_x));
         self.y.forward(&self.head.y, captions.iter().copied());
         let ids: Vec<i64> = captions.iter().map(|row| self.dataset.group(row / y_per_x)).collect();
-        let groups = self.budget.mask.then_some(Groups { rows: &ids, cols: &ids });
-        let options = StepOptions { groups, ..StepOptions::default() };
-        let (rows, dim) = (captions.len(), self.budget.dim);
-        let report = self.backend.goal_step(
-            MatRef::new(self.x.activations.output(), rows, dim)?,
-            MatRef::new(self.y.activations.output(), rows, dim)?,
-            &self.objective,
-            &options,
-            MatMut::new(&mut self.x.grad_output, rows, dim)?,
-            MatMut::new(&mut self.y.grad_output, rows, dim)?,
-        )?;
         let progress = self.done as f64 / self.total as f64;
         let rate = self.budget.rate * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+        let batch = Batch {
+            x: self.x.activations.output(),
+            y: self.y.activations.output(),
+            dx: &mut self.x.grad_output,
+            dy: &mut self.y.grad_output,
+            dim: self.budget.dim,
+            groups: self.budget.mask.then_some(&ids[..]),
+        };
+        let outline = self.learner.step(self.backend, batch, rate)?;
         self.x.update(&mut self.head.x, rate as f32);
         self.y.update(&mut self.head.y, rate as f32);
         self.done += 1;
-        Ok(report)
+        Ok(outline)
     }
 }

@@ -187,10 +187,10 @@ mod tests {
     }
 
     #[test]
-    fn ln_1p_unit_is_within_an_ulp_or_two() {
+    fn ln_1p_unit_is_within_a_few_ulp() {
         for i in 0..=10_000 {
             let x = f64::from(i) * 1e-4;
-            assert!((x.ln_1p_unit() - x.ln_1p()).abs() <= 4e-16 * x.ln_1p(), "{x}");
+            assert!((x.ln_1p_unit() - x.ln_1p()).abs() <= 8e-16 * x.ln_1p(), "{x}");
             let want = f64::from(x as f32).ln_1p();
             assert!((f64::from((x as f32).ln_1p_unit()) - want).abs() <= 2.5e-7 * want, "{x}");
         }

@@ -8,7 +8,7 @@ use super::weighted_grad::gradient;
 use crate::dtype::Element;
 use crate::matrix::MatRef;
 use crate::objective::{Objective, PairWeight};
-use crate::options::StepOptions;
+use crate::options::{Groups, StepOptions};
 use crate::outputs::{AnchorDetail, NONE, StepDetail, StepReport};
 
 /// Everything about one GOAL step.
@@ -180,6 +180,26 @@ fn weights(detail: &StepDetail<f64>) -> Vec<(usize, usize, f64)> {
     triples
 }
 
+/// What led to the weights of a matrix of similarities, `n × n`.
+fn anatomy(s: &[f64], n: usize, objective: &Objective, groups: Option<Groups<'_>>) -> StepDetail<f64> {
+    let positive: Vec<f64> = (0..n).map(|i| s[i * n + i]).collect();
+    let rows =
+        Direction { similarity: &|i, j| s[i * n + j], candidate: &|i, j| !excluded(groups, i, j), positive: &positive };
+    let cols =
+        Direction { similarity: &|j, i| s[i * n + j], candidate: &|j, i| !excluded(groups, i, j), positive: &positive };
+    let (it, ti) = (rows.detail(objective), cols.detail(objective));
+    StepDetail { positive, it, ti }
+}
+
+/// `W` of a matrix of similarities, `n × n`, with the reduction's factor.
+pub fn goal_weights(s: &[f64], n: usize, objective: &Objective, groups: Option<Groups<'_>>) -> Vec<f64> {
+    let mut w = vec![0.0; n * n];
+    for (i, j, weight) in weights(&anatomy(s, n, objective, groups)) {
+        w[i * n + j] += weight * objective.reduction_factor(n);
+    }
+    w
+}
+
 /// Mining, weights, gradient and report of one batch. `options.write` is not looked at: the result is never added to
 /// anything.
 pub fn goal_step<T: Element>(
@@ -191,19 +211,7 @@ pub fn goal_step<T: Element>(
     let n = x.rows();
     assert_eq!(n, y.rows(), "rows of x and y");
     let s = cosine_matrix(x, y, options.normalization);
-    let positive: Vec<f64> = (0..n).map(|i| s[i * n + i]).collect();
-    let rows = Direction {
-        similarity: &|i, j| s[i * n + j],
-        candidate: &|i, j| !excluded(options.groups, i, j),
-        positive: &positive,
-    };
-    let cols = Direction {
-        similarity: &|j, i| s[i * n + j],
-        candidate: &|j, i| !excluded(options.groups, i, j),
-        positive: &positive,
-    };
-    let (it, ti) = (rows.detail(objective), cols.detail(objective));
-    let detail = StepDetail { positive, it, ti };
+    let detail = anatomy(&s, n, objective, options.groups);
     let factor = options.upstream * objective.reduction_factor(n);
     let (dx, dy) = gradient(x, y, &weights(&detail), options.normalization, factor);
     GoalReference { dx, dy, report: report(x, y, objective, &detail), detail }

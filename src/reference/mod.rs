@@ -15,7 +15,7 @@ mod top_k;
 mod weighted_grad;
 
 pub use cosine_matrix::cosine_matrix;
-pub use goal::{GoalReference, goal_step};
+pub use goal::{GoalReference, goal_step, goal_weights};
 pub use mine::mine;
 pub use objective::{pair_weights, potential, triplet_weight};
 pub use pairwise::{PairwiseReference, pairwise_step, pairwise_step_single, pairwise_weights};

@@ -39,6 +39,11 @@ fn sigmoid(z: f64) -> f64 {
     if z >= 0.0 { 1.0 / (1.0 + (-z).exp()) } else { z.exp() / (1.0 + z.exp()) }
 }
 
+/// Whether a violation is one; NaN is, so that it shows.
+fn counts(violation: f64) -> bool {
+    violation > 0.0 || violation.is_nan()
+}
+
 /// −∞ for an empty set.
 fn log_sum_exp(values: &[f64]) -> f64 {
     let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -156,7 +161,7 @@ fn unless_nan(s: f64, value: f64) -> f64 {
 fn triplet_all(a: &Anchor, margin: f64, s: &dyn Fn(usize) -> f64) -> Terms {
     let Some(&pair) = a.positives.first() else { return (0.0, Vec::new()) };
     let violation = |j: usize| margin + s(j) - s(pair);
-    let active: Vec<usize> = a.negatives.iter().copied().filter(|&j| !(violation(j) <= 0.0)).collect();
+    let active: Vec<usize> = a.negatives.iter().copied().filter(|&j| counts(violation(j))).collect();
     let loss = active.iter().map(|&j| violation(j)).sum();
     let pairs = std::iter::once((pair, unless_nan(s(pair), -(active.len() as f64))));
     (loss, pairs.chain(active.iter().map(|&j| (j, unless_nan(violation(j), 1.0)))).collect())
@@ -181,8 +186,8 @@ fn ranked_list(a: &Anchor, p: (f64, f64, f64, f64), s: &dyn Fn(usize) -> f64) ->
     let (alpha, margin, temperature, balance) = p;
     let beyond = |j: usize| distance(s(j)).0 - (alpha - margin);
     let within = |j: usize| alpha - distance(s(j)).0;
-    let positives: Vec<usize> = a.positives.iter().copied().filter(|&j| !(beyond(j) <= 0.0)).collect();
-    let negatives: Vec<usize> = a.negatives.iter().copied().filter(|&j| !(within(j) <= 0.0)).collect();
+    let positives: Vec<usize> = a.positives.iter().copied().filter(|&j| counts(beyond(j))).collect();
+    let negatives: Vec<usize> = a.negatives.iter().copied().filter(|&j| counts(within(j))).collect();
     let w = softmax(&negatives.iter().map(|&j| temperature * within(j)).collect::<Vec<_>>());
     let share = (1.0 - balance) / positives.len().max(1) as f64;
     let loss = share * positives.iter().map(|&j| beyond(j)).sum::<f64>()
@@ -311,9 +316,9 @@ fn contrastive(s: &[f64], m: usize, rows: &[Anchor], pos_margin: f64, neg_margin
         rows.iter().enumerate().flat_map(of_row).collect::<Vec<_>>()
     };
     let mut positives = pairs(|a| &a.positives);
-    positives.retain(|&(i, j, _)| !(value(i, j) >= pos_margin));
+    positives.retain(|&(i, j, _)| counts(pos_margin - value(i, j)));
     let mut negatives = pairs(|a| &a.negatives);
-    negatives.retain(|&(i, j, _)| !(value(i, j) <= neg_margin));
+    negatives.retain(|&(i, j, _)| counts(value(i, j) - neg_margin));
     let (np, nn) = (positives.len().max(1) as f64, negatives.len().max(1) as f64);
     positives.iter().for_each(|&(i, j, weight)| w[i * m + j] -= unless_nan(value(i, j), weight / np));
     negatives.iter().for_each(|&(i, j, weight)| w[i * m + j] += unless_nan(value(i, j), weight / nn));

@@ -115,10 +115,26 @@ fn a_hidden_layer_and_all_objectives_fit_one_table() {
         &["--data", &data, "--objective", "all", "--hidden", "12", "--epochs", "2", "--batch", "50", "--dim", "8"],
     );
     let runs = json["runs"].as_array().expect("runs");
-    assert_eq!(runs.len(), 20);
+    assert_eq!(runs.len(), 31);
     for run in runs {
         assert!(run["diverged_at"].is_null(), "{}", run["objective"]);
         assert!(r1(run, "50", "x_to_y") >= 0.0);
+    }
+}
+
+#[test]
+fn a_learnable_scale_is_learned() {
+    let folder = folder("train-scale");
+    write_data(&folder, 1, |v| v, "");
+    let data = text(&folder);
+    for (objective, start, has_bias) in [("infonce", 1.0 / 0.07, false), ("siglip", 10.0, true)] {
+        let json = train(&folder, &[&["--data", &data, "--objective", objective][..], &SMALL].concat());
+        let run = &json["runs"][1];
+        let scale = |epoch: usize| run["epochs"][epoch]["scale"].as_f64().expect("a scale");
+        assert!(scale(0) != start && (1.0..=100.0).contains(&scale(19)), "{objective}: {} to {}", scale(0), scale(19));
+        assert_eq!(run["epochs"][0]["bias"].is_number(), has_bias, "{objective}");
+        assert!(run["epochs"][0]["active"].is_null() && json["runs"][0]["epochs"][0]["active"].is_number());
+        assert!(r1(run, "50", "x_to_y") > 60.0 && r1(run, "50", "y_to_x") > 60.0, "{objective}: {}", run["test"]);
     }
 }
 

@@ -173,7 +173,7 @@ mod tests {
                 };
                 let classes = Classes::new(&objective, &options, single);
                 let counts = classes.counts(6, m);
-                let mut all = vec![[IGNORED; 7]; 6];
+                let mut all = [[IGNORED; 7]; 6];
                 all.iter_mut().enumerate().for_each(|(i, out)| {
                     classes.of_row(i, &(0..m), out);
                 });

@@ -80,7 +80,7 @@ fn other(objective: &PairwiseObjective, known: &Known<'_>, factor: f64, highest:
             let positive = PositiveCoefficient { scale: -a, m: lp, ..plain };
             Anchor { a, m: ln, positive, loss: weight * softplus(ln + lp) }
         }
-        PairwiseObjective::Lifted { .. } if paired && !(ln + lp <= 0.0) => {
+        PairwiseObjective::Lifted { .. } if paired && (ln + lp > 0.0 || (ln + lp).is_nan()) => {
             let positive = PositiveCoefficient { scale: -weight, m: lp, ..plain };
             Anchor { a: weight, m: ln, positive, loss: weight * (ln + lp) }
         }

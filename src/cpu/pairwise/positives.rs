@@ -71,7 +71,7 @@ impl Positives {
                 let sum = if term.is_nan() { f64::NAN } else { 1.0 };
                 self.soft.add(Sum { max: term, sum, extra: 0.0 });
             }
-        } else if !(term <= 0.0) {
+        } else if term > 0.0 || term.is_nan() {
             self.total += term;
             self.active += 1.0;
         }
@@ -95,7 +95,7 @@ fn soft(objective: &PairwiseObjective) -> bool {
 /// Whether a miner keeps a positive of similarity `s`, if `highest` is the largest similarity of a negative.
 fn kept(objective: &PairwiseObjective, s: f64, highest: f64) -> bool {
     match objective {
-        PairwiseObjective::MultiSimilarity { epsilon: Some(epsilon), .. } => !(s - epsilon >= highest),
+        PairwiseObjective::MultiSimilarity { epsilon: Some(epsilon), .. } => s - epsilon < highest || s.is_nan(),
         _ => true,
     }
 }

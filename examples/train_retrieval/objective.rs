@@ -1,0 +1,225 @@
+//! What can be trained: GOAL objectives, and objectives over all pairs with their learnable scale.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+use simgrad::{
+    Backend, Groups, LossKind, MatMut, MatRef, Objective, PairWeight, PairwiseObjective, PairwiseOptions, StepOptions,
+    TripletWeight,
+};
+
+use crate::common::objective::Parameters;
+use crate::common::{Failure, Outcome};
+
+/// Largest learnable scale, as in CLIP's training code.
+const MAX_SCALE: f64 = 100.0;
+
+/// One objective.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Trained {
+    /// Hardest negatives, with a gradient that is defined directly.
+    Goal(Objective),
+    /// All pairs.
+    Pairwise(PairwiseObjective),
+}
+
+impl fmt::Display for Trained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Goal(objective) => objective.fmt(f),
+            Self::Pairwise(objective) => objective.fmt(f),
+        }
+    }
+}
+
+impl Trained {
+    /// The objective of this name.
+    pub fn named(name: &str, parameters: &Parameters) -> Outcome<Self> {
+        if let Ok(objective) = name.parse::<PairwiseObjective>() {
+            return Ok(Self::Pairwise(objective));
+        }
+        parameters.objective(name).map(Self::Goal).map_err(|_| {
+            let pairwise = PairwiseObjective::ALL.map(|o| o.name()).join(", ");
+            let expected = format!("TRIPLET-PAIR, {pairwise}, `all`, `goal` or `pairwise`");
+            Failure::option("objective", format!("is `{name}`, expected {expected}"))
+        })
+    }
+
+    /// All objectives over all pairs.
+    pub fn pairwise() -> Vec<Self> {
+        PairwiseObjective::ALL.into_iter().map(Self::Pairwise).collect()
+    }
+
+    /// What a report's `loss` is, in one word.
+    pub const fn loss_kind(&self) -> &'static str {
+        let kind = match self {
+            Self::Goal(objective) => objective.loss_kind(),
+            Self::Pairwise(objective) => objective.loss_kind(),
+        };
+        match kind {
+            LossKind::Potential => "potential",
+            LossKind::Logged => "logged",
+        }
+    }
+
+    /// The hyper-parameters by name.
+    pub fn parameters(&self) -> Value {
+        match self {
+            Self::Goal(objective) => goal_parameters(objective),
+            Self::Pairwise(objective) => pairwise_parameters(objective),
+        }
+    }
+}
+
+fn goal_parameters(objective: &Objective) -> Value {
+    let mut out = match objective.triplet() {
+        TripletWeight::Hinge { margin } => json!({ "margin": margin }),
+        TripletWeight::Nca { tau } => json!({ "tau": tau }),
+        TripletWeight::Cir { tau, offset } => json!({ "tau": tau, "circle_offset": offset }),
+        _ => json!({}),
+    };
+    match objective.pair() {
+        PairWeight::Sig { alpha, beta, lambda } => {
+            out["alpha"] = alpha.into();
+            out["beta"] = beta.into();
+            out["lambda"] = lambda.into();
+        }
+        PairWeight::LinMs { eps } => out["eps"] = eps.into(),
+        PairWeight::SigMs { alpha, beta, lambda, eps } => {
+            out["alpha"] = alpha.into();
+            out["beta"] = beta.into();
+            out["lambda"] = lambda.into();
+            out["eps"] = eps.into();
+        }
+        _ => {}
+    }
+    out
+}
+
+fn pairwise_parameters(objective: &PairwiseObjective) -> Value {
+    match *objective {
+        PairwiseObjective::InfoNce { scale } => json!({ "scale": scale }),
+        PairwiseObjective::SigLip { scale, bias } => json!({ "scale": scale, "bias": bias }),
+        PairwiseObjective::SupCon { tau } => json!({ "tau": tau }),
+        PairwiseObjective::MultiSimilarity { alpha, beta, lambda, epsilon } => {
+            json!({ "alpha": alpha, "beta": beta, "lambda": lambda, "epsilon": epsilon })
+        }
+        PairwiseObjective::Circle { gamma, margin, detached } => {
+            json!({ "gamma": gamma, "margin": margin, "detached": detached })
+        }
+        PairwiseObjective::TripletAll { margin } => json!({ "margin": margin }),
+        PairwiseObjective::Contrastive { pos_margin, neg_margin }
+        | PairwiseObjective::Lifted { pos_margin, neg_margin } => {
+            json!({ "pos_margin": pos_margin, "neg_margin": neg_margin })
+        }
+        PairwiseObjective::RankedList { alpha, margin, temperature, balance } => {
+            json!({ "alpha": alpha, "margin": margin, "temperature": temperature, "balance": balance })
+        }
+        _ => json!({}),
+    }
+}
+
+/// What a step leaves behind, per pair where it is a sum.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outline {
+    /// The loss or the logged value, per pair.
+    pub loss: f64,
+    /// Mean similarity of the pairs.
+    pub positive: f64,
+    /// Mean similarity to the hardest negative, and the share of triplets with a weight other than 0; of GOAL objectives.
+    pub hardest: Option<(f64, f64)>,
+    /// Whether an embedding stopped being finite.
+    pub diverged: bool,
+}
+
+/// The embeddings of a batch and their gradients, rows of `dim` columns.
+pub struct Batch<'a> {
+    pub x: &'a [f32],
+    pub y: &'a [f32],
+    pub dx: &'a mut [f32],
+    pub dy: &'a mut [f32],
+    pub dim: usize,
+    /// Groups of the pairs.
+    pub groups: Option<&'a [i64]>,
+}
+
+/// An objective in training: with the parameters that are learned.
+pub struct Learner {
+    objective: Trained,
+    moments: [[f64; 2]; 2],
+    steps: i32,
+}
+
+impl Learner {
+    pub const fn new(objective: Trained) -> Self {
+        Self { objective, moments: [[0.0; 2]; 2], steps: 0 }
+    }
+
+    /// The scale and bias now, of objectives that have them.
+    pub const fn learned(&self) -> (Option<f64>, Option<f64>) {
+        match self.objective {
+            Trained::Pairwise(PairwiseObjective::InfoNce { scale }) => (Some(scale), None),
+            Trained::Pairwise(PairwiseObjective::SigLip { scale, bias }) => (Some(scale), Some(bias)),
+            _ => (None, None),
+        }
+    }
+
+    /// Computes the gradients of a batch, and takes a step with the parameters of the objective at this rate.
+    pub fn step(&mut self, backend: &Backend, batch: Batch<'_>, rate: f64) -> Outcome<Outline> {
+        let Batch { x, y, dx, dy, dim, groups } = batch;
+        let rows = x.len() / dim;
+        let (x, y) = (MatRef::new(x, rows, dim)?, MatRef::new(y, rows, dim)?);
+        let (dx, dy) = (MatMut::new(dx, rows, dim)?, MatMut::new(dy, rows, dim)?);
+        let groups = groups.map(|ids| Groups { rows: ids, cols: ids });
+        match self.objective {
+            Trained::Goal(objective) => {
+                let options = StepOptions { groups, ..StepOptions::default() };
+                let report = backend.goal_step(x, y, &objective, &options, dx, dy)?;
+                let pairs = f64::from(report.pairs);
+                let negative = f64::midpoint(report.mean_negative_it, report.mean_negative_ti);
+                Ok(Outline {
+                    loss: report.loss / pairs,
+                    positive: report.mean_positive,
+                    hardest: Some((negative, f64::from(report.active_it + report.active_ti) / (2.0 * pairs))),
+                    diverged: report.nan_x + report.nan_y > 0,
+                })
+            }
+            Trained::Pairwise(objective) => {
+                let options = PairwiseOptions { groups, ..PairwiseOptions::default() };
+                let report = backend.pairwise_step(x, y, &objective, &options, dx, dy)?;
+                self.learn(report.d_scale, report.d_bias, rate);
+                // A sum over the batch; the others are means.
+                let summed = matches!(objective, PairwiseObjective::TripletAll { .. });
+                Ok(Outline {
+                    loss: if summed { report.loss / rows as f64 } else { report.loss },
+                    positive: report.mean_positive,
+                    hardest: None,
+                    diverged: report.nan_x + report.nan_y > 0,
+                })
+            }
+        }
+    }
+
+    /// Adam on the logarithm of the scale and on the bias; the scale stays within 1 and 100.
+    fn learn(&mut self, d_scale: f64, d_bias: f64, rate: f64) {
+        self.steps += 1;
+        let mut change = |which: usize, gradient: f64| {
+            let [m, v] = &mut self.moments[which];
+            *m = 0.9 * *m + 0.1 * gradient;
+            *v = 0.999 * *v + 0.001 * gradient * gradient;
+            let (m, v) = (*m / (1.0 - 0.9f64.powi(self.steps)), *v / (1.0 - 0.999f64.powi(self.steps)));
+            -rate * m / (v.sqrt() + 1e-8)
+        };
+        let Trained::Pairwise(objective) = &mut self.objective else { return };
+        match objective {
+            PairwiseObjective::InfoNce { scale } => {
+                *scale = (*scale * change(0, d_scale * *scale).exp()).clamp(1.0, MAX_SCALE);
+            }
+            PairwiseObjective::SigLip { scale, bias } => {
+                *scale = (*scale * change(0, d_scale * *scale).exp()).clamp(1.0, MAX_SCALE);
+                *bias += change(1, d_bias);
+            }
+            _ => {}
+        }
+    }
+}
