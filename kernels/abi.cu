@@ -15,6 +15,7 @@
 #include "params/cosine_matrix.h"
 #include "params/goal.h"
 #include "params/mine.h"
+#include "params/pairwise.h"
 #include "params/ranks.h"
 #include "params/row_norms.h"
 #include "params/weighted_grad.h"
@@ -127,6 +128,66 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         F(x) F(y) F(inv_x) F(inv_y) F(row_groups) F(col_groups) F(row_score) F(row_index) F(col_score) F(col_index)
         F(row_rank) F(col_rank) F(ldx) F(ldy) F(n) F(m) F(d) F(row_splits) F(col_splits) F(ties)
     }
+    {
+        using S = PairwiseTiles;
+        w.put(sizeof(S));
+        F(x) F(y) F(inv_x) F(inv_y) F(row_groups) F(col_groups) F(ignore_rows) F(ignore_cols) F(log_q) F(pos) F(lowest)
+        F(highest) F(ldx) F(ldy) F(n) F(m) F(d) F(form) F(single) F(single_positive) F(c)
+    }
+    {
+        using S = PairwiseStatsParams;
+        w.put(sizeof(S));
+        F(tiles) F(row_parts) F(other_parts) F(pos) F(col_flags) F(counts) F(row_splits) F(col_splits) F(extremes)
+        F(pad_)
+    }
+    {
+        using S = PairwiseExtremesParams;
+        w.put(sizeof(S));
+        F(neg_parts) F(pos_parts) F(lowest) F(highest) F(n) F(splits)
+    }
+    {
+        using S = PairwiseReport;
+        w.put(sizeof(S));
+        F(loss) F(d_scale) F(d_bias) F(mean_positive) F(positives) F(negatives) F(anchors_rows) F(anchors_cols)
+        F(zero_x) F(zero_y) F(nan_x) F(nan_y) F(overflow) F(reserved)
+    }
+    {
+        using S = PairwisePart;
+        w.put(sizeof(S));
+        F(loss) F(positive) F(active) F(mean) F(anchors_rows) F(anchors_cols) F(zero_x) F(zero_y) F(nan_x) F(nan_y)
+        F(pad_)
+    }
+    {
+        using S = PairwiseFinalizeParams;
+        w.put(sizeof(S));
+        F(row_parts) F(other_parts) F(pos) F(col_flags) F(counts) F(inv_x) F(inv_y) F(ignore_rows) F(ignore_cols)
+        F(row_weights) F(col_weights) F(log_q) F(row_coefficients) F(col_coefficients) F(skip_x) F(skip_y) F(blocks)
+        F(ticket) F(scale) F(report) F(k) F(n) F(m) F(row_splits) F(col_splits) F(form) F(both) F(single) F(normalised)
+    }
+    {
+        using S = PairwiseWeightsParams;
+        w.put(sizeof(S));
+        F(tiles) F(row_coefficients) F(col_coefficients) F(scale) F(w) F(diagonal) F(sums) F(ldw) F(first_tile)
+        F(end_tile) F(row_splits) F(col_splits)
+    }
+    {
+        using S = PairwiseGradParams;
+        w.put(sizeof(S));
+        F(w) F(x) F(y) F(skip_x) F(skip_y) F(gx) F(gy) F(ldw) F(ldx) F(ldy) F(ldg) F(n) F(m) F(d) F(first_tile)
+        F(end_tile) F(accumulate)
+    }
+    {
+        using S = PairwiseFinishSide;
+        w.put(sizeof(S));
+        F(own) F(other) F(g) F(own_inv) F(own_exponent) F(other_inv) F(out) F(own_ld) F(other_ld) F(out_ld) F(rows)
+        F(out_aligned)
+    }
+    {
+        using S = PairwiseFinishParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(diagonal) F(upstream) F(sums) F(report) F(ldg) F(per_scale) F(per_bias) F(factor) F(d) F(pairs)
+        F(accumulate) F(sums_count) F(pad_)
+    }
 }
 
 __device__ __forceinline__ void put_constants(Writer& w) {
@@ -148,6 +209,12 @@ __device__ __forceinline__ void put_constants(Writer& w) {
     for (uint32_t code : {kStatsNone, kStatsSecond, kStatsLin, kStatsSig}) w.put(code);
     for (uint32_t code : {kTripletCon, kTripletHinge, kTripletNca, kTripletCir}) w.put(code);
     for (uint32_t code : {kPairCon, kPairLin, kPairSig, kPairLinMs, kPairSigMs}) w.put(code);
+    for (uint32_t count : {kSetPlanes, kRowPlanes, kColPlanes, kPairLines, kPairFinish, kPairZeroed}) w.put(count);
+    for (uint32_t code : {kFormSoftmax, kFormSigLip, kFormMulti, kFormCircle, kFormTriplet, kFormContrastive, kFormLifted,
+                          kFormRanked}) {
+        w.put(code);
+    }
+    w.put(sizeof(PairwiseScale));
 }
 
 }  // namespace

@@ -5,41 +5,15 @@
 
 mod cuda_support;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cuda_support::{Guarded, Step, child, device, emulated, is_child, numbers, say, turn};
-use cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUgraphNodeType, CUstreamCaptureMode};
-use cudarc::driver::{CudaGraph, CudaStream, result};
+use cuda_support::{
+    Guarded, Step, calls_between, capture, child, device, emulated, is_child, kernel_nodes, numbers, say, turn,
+};
+use cudarc::driver::{CudaStream, result};
 use half::{bf16, f16};
 use simgrad::cuda::*;
 use simgrad::{CosineOptions, GradReport, Normalization, Objective, TiePolicy, WriteMode};
-
-const STRICT: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-
-fn capture(stream: &Arc<CudaStream>, enqueue: impl FnOnce()) -> CudaGraph {
-    stream.begin_capture(STRICT).unwrap();
-    enqueue();
-    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-    stream.end_capture(flags).unwrap().expect("a graph")
-}
-
-/// Number of nodes, after checking that every one launches a kernel.
-fn kernel_nodes(graph: &CudaGraph) -> usize {
-    let mut count = 0;
-    // SAFETY: without a place for the nodes only their number is written.
-    unsafe { sys::cuGraphGetNodes(graph.cu_graph(), std::ptr::null_mut(), &raw mut count) }.result().unwrap();
-    let mut nodes = vec![std::ptr::null_mut(); count];
-    // SAFETY: there is room for `count` nodes.
-    unsafe { sys::cuGraphGetNodes(graph.cu_graph(), nodes.as_mut_ptr(), &raw mut count) }.result().unwrap();
-    for node in nodes {
-        let mut kind = CUgraphNodeType::CU_GRAPH_NODE_TYPE_EMPTY;
-        // SAFETY: the node belongs to a live graph.
-        unsafe { sys::cuGraphNodeGetType(node, &raw mut kind) }.result().unwrap();
-        assert_eq!(kind, CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL, "a node that is no kernel");
-    }
-    count
-}
 
 fn objective(name: &str) -> Objective {
     name.parse().unwrap()
@@ -270,16 +244,6 @@ fn child_runs_a_hot_step() {
     step.outcome(&stream);
 }
 
-/// The calls between the two marks, with their numbers, from a log of every driver call.
-fn hot_calls(log: &str) -> BTreeMap<&str, usize> {
-    let hot = log.split(HOT_BEGINS).nth(1).and_then(|rest| rest.split(HOT_ENDS).next()).expect("both marks");
-    let mut calls = BTreeMap::new();
-    for line in hot.lines().filter(|l| l.starts_with("[gpuemu] cu")) {
-        *calls.entry(line.split(' ').nth(1).unwrap_or_default()).or_default() += 1;
-    }
-    calls
-}
-
 #[test]
 fn a_hot_step_is_four_launches_and_nothing_that_waits_copies_or_allocates() {
     if device().is_none() {
@@ -289,7 +253,7 @@ fn a_hot_step_is_four_launches_and_nothing_that_waits_copies_or_allocates() {
         return say("note: no log of driver calls here; the captured graph says the same");
     }
     let run = child("child_runs_a_hot_step", &[("GPUEMU_LOG", Some("2"))]).expect(HOT_ENDS);
-    let calls = hot_calls(&run.text);
+    let calls = calls_between(&run.text, HOT_BEGINS, HOT_ENDS);
     assert_eq!(calls.get("cuLaunchKernel"), Some(&4), "{calls:?}");
     let allowed = ["cuLaunchKernel", "cuCtxGetCurrent"];
     assert!(calls.keys().all(|call| allowed.contains(call)), "{calls:?}");

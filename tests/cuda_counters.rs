@@ -13,7 +13,7 @@ use cuda_support::{child, device, emulated, gpu_required, is_child, numbers, say
 use half::bf16;
 use serde_json::Value;
 use simgrad::cuda::host::{self, Cuda};
-use simgrad::{MatMut, MatRef, MineOptions, Objective, StepOptions};
+use simgrad::{MatMut, MatRef, MineOptions, Objective, PairwiseObjective, PairwiseOptions, StepOptions};
 
 const N: usize = 1024;
 const D: usize = 512;
@@ -54,6 +54,20 @@ fn child_steps_nca_sig_ms() {
     if is_child("child_steps_nca_sig_ms") {
         child_steps("nca-sig_ms");
     }
+}
+
+#[test]
+fn child_steps_infonce() {
+    if !is_child("child_steps_infonce") {
+        return;
+    }
+    let cuda = Cuda::new(0).unwrap();
+    let (x, y) = (numbers::<bf16>(N * D, 1), numbers::<bf16>(N * D, 2));
+    let (x, y) = (MatRef::new(&x, N, D).unwrap(), MatRef::new(&y, N, D).unwrap());
+    let (mut dx, mut dy) = (vec![0.0f32; N * D], vec![0.0f32; N * D]);
+    let (dx, dy) = (MatMut::new(&mut dx, N, D).unwrap(), MatMut::new(&mut dy, N, D).unwrap());
+    let objective = PairwiseObjective::ALL[0];
+    host::pairwise_step(&cuda, x, y, &objective, &PairwiseOptions::default(), dx, dy).unwrap();
 }
 
 /// Counters of one launch.
@@ -169,4 +183,48 @@ fn a_step_is_four_launches_without_local_memory() {
             }
         }
     }
+}
+
+/// Bytes that each launch of an InfoNCE step has to read and to write at least once, docs/kernels.md.
+fn pairwise_traffic() -> [(&'static str, u64, u64); 6] {
+    let (n, d) = (N as u64, D as u64);
+    let lines = 2 * n;
+    // Both operands, the factors of their rows, the sums of both products, W.
+    let (operands, inv, sums, w) = (lines * d * 2, lines * 4, lines * d * 4, n * n * 2);
+    let states = 6 * SPLITS * lines * 4;
+    // 5 words per row and 3 per column; a word per pair.
+    let (coefficients, pairs) = (n * 8 * 4, n * 4);
+    [
+        ("prepare_bf16", operands, operands + 2 * inv),
+        ("pairwise_stats_both_bf16", operands + inv, states + pairs),
+        // Maximum, sum and count; the other planes belong to sets of positives.
+        ("pairwise_finalize", states / 2 + inv + pairs, coefficients),
+        ("pairwise_weights_both_bf16", operands + inv + coefficients, w + pairs + 16 * SPLITS * SPLITS),
+        ("pairwise_grad_bf16", operands + w, sums),
+        ("pairwise_finish_bf16_f32", operands + sums + 2 * inv + pairs, sums),
+    ]
+}
+
+#[test]
+fn an_infonce_step_is_four_products_and_writes_no_matrix_but_its_weights() {
+    if !counted() {
+        return;
+    }
+    let launches = launches("child_steps_infonce");
+    print("pairwise_step, infonce", &launches);
+    assert_eq!(launches.len(), 6);
+    for (launch, (kernel, read, written)) in launches.iter().zip(pairwise_traffic()) {
+        assert_eq!(launch.kernel(), kernel);
+        for (name, expected) in [("global_unique_bytes_read", read), ("global_unique_bytes_written", written)] {
+            let ratio = launch.count(name) as f64 / expected as f64;
+            assert!((0.9..=1.1).contains(&ratio), "{kernel}: {name} {}, expected {expected}", launch.count(name));
+        }
+        assert_eq!((launch.count("inst_load_local"), launch.count("inst_store_local")), (0, 0), "{kernel}");
+        assert!(launch.ratio("shared_load_conflict_ratio") <= 1.1, "{kernel}");
+        assert!(launch.ratio("shared_store_conflict_ratio") <= 1.1, "{kernel}");
+        assert!(launch.ratio("global_load_efficiency") >= 0.9, "{kernel}");
+    }
+    let flop = launches.iter().map(|l| l.count("tensor_flop_bf16")).sum::<u64>() as f64;
+    let product = 2.0 * (N * N * D) as f64;
+    assert!((4.0 * product..=4.2 * product).contains(&flop), "{flop} tensor operations, a product has {product}");
 }

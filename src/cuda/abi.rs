@@ -11,6 +11,10 @@ use super::goal_plan;
 use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::mine::MineParams;
+use super::pairwise_params::{
+    self, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide, PairwiseGradParams,
+    PairwisePart, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
+};
 use super::plan;
 use super::prepare::{self, PrepareParams, PrepareSide};
 use super::ranks::RanksParams;
@@ -20,6 +24,7 @@ use super::weighted_grad::{self, InvertParams, InvertSide};
 use crate::error::Result;
 use crate::objective::Objective;
 use crate::outputs::StepReport;
+use crate::pairwise::PairwiseReport;
 
 params! {
     /// Twin of `kernels/params/abi.h`.
@@ -50,6 +55,16 @@ pub fn host_layout() -> Vec<u32> {
         MineMergeParams::LAYOUT,
         CosineMatrixParams::LAYOUT,
         RanksParams::LAYOUT,
+        PairwiseTiles::LAYOUT,
+        PairwiseStatsParams::LAYOUT,
+        PairwiseExtremesParams::LAYOUT,
+        &pairwise_report(),
+        PairwisePart::LAYOUT,
+        PairwiseFinalizeParams::LAYOUT,
+        PairwiseWeightsParams::LAYOUT,
+        PairwiseGradParams::LAYOUT,
+        PairwiseFinishSide::LAYOUT,
+        PairwiseFinishParams::LAYOUT,
         &constants(),
     ]
     .concat()
@@ -83,6 +98,26 @@ fn step_report() -> [u32; 17] {
     )
 }
 
+fn pairwise_report() -> [u32; 15] {
+    offsets!(
+        PairwiseReport,
+        loss,
+        d_scale,
+        d_bias,
+        mean_positive,
+        positives,
+        negatives,
+        anchors_rows,
+        anchors_cols,
+        zero_x,
+        zero_y,
+        nan_x,
+        nan_y,
+        overflow,
+        reserved
+    )
+}
+
 fn constants() -> Vec<u32> {
     let mut out = vec![
         prepare::ROWS_PER_BLOCK as u32,
@@ -105,6 +140,18 @@ fn constants() -> Vec<u32> {
     let all = Objective::all();
     out.extend((0..4).map(|triplet| ObjectiveParams::new(&all[5 * triplet]).triplet));
     out.extend((0..5).map(|pair| ObjectiveParams::new(&all[pair]).pair));
+    let pairwise = [
+        pairwise_params::SET_PLANES,
+        pairwise_params::ROW_PLANES,
+        pairwise_params::COL_PLANES,
+        pairwise_params::LINES,
+        pairwise_params::FINISH_THREADS,
+        pairwise_params::ZEROED,
+    ];
+    out.extend(pairwise.map(|count| count as u32));
+    out.extend(pairwise_params::FORMS.map(|form| form as u32));
+    // Two factors, f32.
+    out.push(8);
     out
 }
 

@@ -15,6 +15,7 @@ use super::goal_detail::{goal_detail_from_words, goal_detail_len};
 use super::goal_plan::{RawGoalStep, RawGroups, goal_step_workspace_bytes};
 use super::host_memory::{Buffer, Session, write_rows};
 pub use super::host_mining::{cosine_matrix, mine, ranks, recall};
+pub use super::host_pairwise::{pairwise_step, pairwise_step_single};
 use super::kernels::Kernels;
 use super::probe::open_context;
 use super::weighted_grad::{RawWeightedGrad, weighted_grad_raw, weighted_grad_workspace_bytes};

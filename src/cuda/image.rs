@@ -70,6 +70,47 @@ pub(crate) const IMAGES: &[Image] = &[
             "mine_merge",
         ]
     ),
+    image!("pairwise", ["pairwise_extremes", "pairwise_finalize"]),
+    image!(
+        "pairwise_finish",
+        [
+            "pairwise_finish_f32_f32",
+            "pairwise_finish_f16_f16",
+            "pairwise_finish_f16_f32",
+            "pairwise_finish_bf16_bf16",
+            "pairwise_finish_bf16_f32",
+        ]
+    ),
+    image!(
+        "pairwise_grad",
+        [
+            "pairwise_grad_f32" => TILE_SHARED_BYTES,
+            "pairwise_grad_f16" => TILE_SHARED_BYTES,
+            "pairwise_grad_bf16" => TILE_SHARED_BYTES,
+        ]
+    ),
+    image!(
+        "pairwise_stats",
+        [
+            "pairwise_stats_f32" => TILE_SHARED_BYTES,
+            "pairwise_stats_f16" => TILE_SHARED_BYTES,
+            "pairwise_stats_bf16" => TILE_SHARED_BYTES,
+            "pairwise_stats_both_f32" => TILE_SHARED_BYTES,
+            "pairwise_stats_both_f16" => TILE_SHARED_BYTES,
+            "pairwise_stats_both_bf16" => TILE_SHARED_BYTES,
+        ]
+    ),
+    image!(
+        "pairwise_weights",
+        [
+            "pairwise_weights_f32" => TILE_SHARED_BYTES,
+            "pairwise_weights_f16" => TILE_SHARED_BYTES,
+            "pairwise_weights_bf16" => TILE_SHARED_BYTES,
+            "pairwise_weights_both_f32" => TILE_SHARED_BYTES,
+            "pairwise_weights_both_f16" => TILE_SHARED_BYTES,
+            "pairwise_weights_both_bf16" => TILE_SHARED_BYTES,
+        ]
+    ),
     image!(
         "ranks",
         [

@@ -14,6 +14,7 @@ use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::matrix::{batch_span, check_row_stride, span};
 use crate::outputs::{GradReport, StepReport};
+use crate::pairwise::PairwiseReport;
 
 /// An element type that the kernels exist for: `f32`, `f16`, `bf16`.
 pub trait DeviceElement: Element<Acc = f32> + DeviceRepr + ValidAsZeroBits {}
@@ -29,6 +30,10 @@ unsafe impl ValidAsZeroBits for StepReport {}
 unsafe impl DeviceRepr for GradReport {}
 // SAFETY: as for `StepReport`.
 unsafe impl ValidAsZeroBits for GradReport {}
+// SAFETY: as for `StepReport`.
+unsafe impl DeviceRepr for PairwiseReport {}
+// SAFETY: as for `StepReport`.
+unsafe impl ValidAsZeroBits for PairwiseReport {}
 
 /// A borrowed row-major matrix in device memory.
 #[derive(Debug)]

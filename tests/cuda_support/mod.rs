@@ -2,11 +2,13 @@
 #![cfg(feature = "cuda")]
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr};
+use cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUgraphNodeType, CUstreamCaptureMode};
+use cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, DeviceRepr};
 use simgrad::cuda::{
     self, DeviceElement, DeviceMat, DeviceMatMut, DeviceStepOptions, Kernels, goal_step, goal_step_workspace_bytes,
 };
@@ -54,6 +56,43 @@ pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     // A test that failed has left nothing behind that this lock protects.
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const STRICT: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+
+/// What `enqueue` puts on the stream, captured in the mode that forbids most.
+pub fn capture(stream: &Arc<CudaStream>, enqueue: impl FnOnce()) -> CudaGraph {
+    stream.begin_capture(STRICT).unwrap();
+    enqueue();
+    let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    stream.end_capture(flags).unwrap().expect("a graph")
+}
+
+/// Number of nodes, after checking that every one launches a kernel.
+pub fn kernel_nodes(graph: &CudaGraph) -> usize {
+    let mut count = 0;
+    // SAFETY: without a place for the nodes only their number is written.
+    unsafe { sys::cuGraphGetNodes(graph.cu_graph(), std::ptr::null_mut(), &raw mut count) }.result().unwrap();
+    let mut nodes = vec![std::ptr::null_mut(); count];
+    // SAFETY: there is room for `count` nodes.
+    unsafe { sys::cuGraphGetNodes(graph.cu_graph(), nodes.as_mut_ptr(), &raw mut count) }.result().unwrap();
+    for node in nodes {
+        let mut kind = CUgraphNodeType::CU_GRAPH_NODE_TYPE_EMPTY;
+        // SAFETY: the node belongs to a live graph.
+        unsafe { sys::cuGraphNodeGetType(node, &raw mut kind) }.result().unwrap();
+        assert_eq!(kind, CUgraphNodeType::CU_GRAPH_NODE_TYPE_KERNEL, "a node that is no kernel");
+    }
+    count
+}
+
+/// The calls between the two marks, with their numbers, from a log of every driver call.
+pub fn calls_between<'a>(log: &'a str, begin: &str, end: &str) -> BTreeMap<&'a str, usize> {
+    let hot = log.split(begin).nth(1).and_then(|rest| rest.split(end).next()).expect("both marks");
+    let mut calls = BTreeMap::new();
+    for line in hot.lines().filter(|l| l.starts_with("[gpuemu] cu")) {
+        *calls.entry(line.split(' ').nth(1).unwrap_or_default()).or_default() += 1;
+    }
+    calls
 }
 
 /// Numbers in −1 … 1 that depend on `seed` alone.

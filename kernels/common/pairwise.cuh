@@ -1,0 +1,220 @@
+// What the kernels of a pairwise step share: the class of a pair, the logits of an objective, partial states of a set.
+//
+// A set is the negatives or the positives of one anchor. Its state, over the members that have a weight:
+//   max    largest logit u to base 2 (kFormTriplet, kFormSigLip, kFormContrastive: not used)
+//   sum    sum of 2^(u - max); of the terms themselves for the forms without a softmax
+//   aux    sum of 2^(u - max) u of negatives (kFormRanked); sum of u of positives
+//   count  members
+//   total  sum of the similarities of all positives, raw: their number; with or without a weight
+// A set without a member has max -infinity and zeros.
+//
+// Partial states lie in planes of 4-byte words, plane p of split s of line l at parts[(p * splits + s) * len + l], in the
+// order above. They are merged in ascending order of the splits.
+#pragma once
+#include <stdint.h>
+
+#include "common/epilogue.cuh"
+#include "common/order.cuh"
+#include "params/pairwise.h"
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+// 2^x, relative error 2^-22; results below 2^-126 become 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+// 1/x, relative error 2^-23.
+__device__ __forceinline__ float reciprocal(float x) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+// Relative error below 1e-6 also far from 0, because there is no difference in it.
+__device__ __forceinline__ float sigmoid_fast(float z) { return reciprocal(1.0f + exp2_fast(-kLog2E * z)); }
+
+// ln(1 + e^z) with relative error below 1e-6: ln(1 + e) = 2 artanh(e / (2 + e)) for e from 0 to 1, by its series.
+__device__ __forceinline__ float softplus_fast(float z) {
+    const float e = exp2_fast(-kLog2E * fabsf(z));
+    const float r = e * reciprocal(2.0f + e);
+    const float q = r * r;
+    float series = fmaf(q, 1.0f / 13.0f, 1.0f / 11.0f);
+    series = fmaf(q, series, 1.0f / 9.0f);
+    series = fmaf(q, series, 1.0f / 7.0f);
+    series = fmaf(q, series, 1.0f / 5.0f);
+    series = fmaf(q, series, 1.0f / 3.0f);
+    series = fmaf(q, series, 1.0f);
+    return fmaf(2.0f * r, series, fmaxf(z, 0.0f));
+}
+
+// Distance of unit rows; NaN stays NaN.
+__device__ __forceinline__ float distance_of(float s) {
+    float r;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(max_nan(fmaf(-2.0f, s, 2.0f), 0.0f)));
+    return r;
+}
+// 1 / distance, 0 at distance 0.
+__device__ __forceinline__ float inverse_distance(float s) {
+    const float square = max_nan(fmaf(-2.0f, s, 2.0f), 0.0f);
+    float r;
+    asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(square));
+    return square == 0.0f ? 0.0f : r;
+}
+
+struct SetState {
+    float max;
+    float sum;
+    float aux;
+    uint32_t count;
+    float total;
+    uint32_t raw;
+};
+
+__device__ __forceinline__ SetState empty_set() { return {neg_infinity(), 0.0f, 0.0f, 0u, 0.0f, 0u}; }
+
+// What sums relative to `from` are multiplied by when they become relative to `to`, which is at least as large.
+__device__ __forceinline__ float shift_of(float from, float to) { return from == to ? 1.0f : exp2_fast(from - to); }
+
+// Which fields of a set are relative to its maximum.
+struct SetRule {
+    bool sum;
+    bool aux;
+};
+
+__device__ __forceinline__ SetRule set_rule(uint32_t form, bool positives) {
+    const bool plain = form == kFormTriplet || form == kFormSigLip || form == kFormContrastive;
+    return {!plain, form == kFormRanked && !positives};
+}
+
+__device__ __forceinline__ SetState merge_sets(const SetState& a, const SetState& b, SetRule rule) {
+    SetState r{max_nan(a.max, b.max), 0.0f, 0.0f, a.count + b.count, a.total + b.total, a.raw + b.raw};
+    const float fa = shift_of(a.max, r.max), fb = shift_of(b.max, r.max);
+    r.sum = rule.sum ? a.sum * fa + b.sum * fb : a.sum + b.sum;
+    r.aux = rule.aux ? a.aux * fa + b.aux * fb : a.aux + b.aux;
+    return r;
+}
+
+__device__ __forceinline__ SetState load_set(const uint32_t* parts, uint32_t splits, uint32_t len, uint32_t split,
+                                             uint32_t line) {
+    const uint32_t* at = parts + size_t(split) * len + line;
+    const size_t plane = size_t(splits) * len;
+    return {__uint_as_float(at[0]), __uint_as_float(at[plane]),     __uint_as_float(at[2 * plane]),
+            at[3 * plane],          __uint_as_float(at[4 * plane]), at[5 * plane]};
+}
+
+__device__ __forceinline__ void store_set(uint32_t* parts, uint32_t splits, uint32_t len, uint32_t split, uint32_t line,
+                                          const SetState& s) {
+    uint32_t* at = parts + size_t(split) * len + line;
+    const size_t plane = size_t(splits) * len;
+    at[0] = __float_as_uint(s.max);
+    at[plane] = __float_as_uint(s.sum);
+    at[2 * plane] = __float_as_uint(s.aux);
+    at[3 * plane] = s.count;
+    at[4 * plane] = __float_as_uint(s.total);
+    at[5 * plane] = s.raw;
+}
+
+// The thread's elements that are negatives and that are positives, bit 8 i + k for element (i, k). Neither: ignored.
+struct PairBits {
+    uint64_t neg;
+    uint64_t pos;
+};
+
+__device__ __forceinline__ bool ignored(const uint8_t* mask, uint32_t at) { return mask != nullptr && __ldg(mask + at) != 0; }
+
+// Rolled up for the same reason as select_elements() in epilogue.cuh.
+__device__ __forceinline__ PairBits classify_some(const PairwiseTiles& p, const TileThread& t, uint32_t row0, uint32_t col0) {
+    const bool grouped = p.row_groups != nullptr;
+    PairBits bits{0, 0};
+#pragma unroll 1
+    for (int k = 0; k < 8; ++k) {
+        const uint32_t col = col0 + t.col(k);
+        if (col >= p.m || ignored(p.ignore_cols, col)) continue;
+        const int64_t group = grouped ? __ldg(p.col_groups + col) : 0;
+        uint64_t neg = 0, pos = 0;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const uint32_t row = row0 + t.row(i);
+            const bool own = row == col;
+            if (row >= p.n || ignored(p.ignore_rows, row) || (own && p.single)) continue;
+            const bool same = grouped && __ldg(p.row_groups + row) == group;
+            const bool positive = grouped && !p.single_positive ? same : own;
+            if (positive) pos |= uint64_t(1) << (8 * i);
+            else if (!(p.single_positive && same)) neg |= uint64_t(1) << (8 * i);
+        }
+        bits.neg |= neg << k;
+        bits.pos |= pos << k;
+    }
+    return bits;
+}
+
+__device__ __forceinline__ PairBits classify(const PairwiseTiles& p, const TileThread& t, uint32_t row0, uint32_t col0) {
+    const bool plain = p.row_groups == nullptr && p.ignore_rows == nullptr && p.ignore_cols == nullptr && row0 != col0 &&
+                       row0 + kTile <= p.n && col0 + kTile <= p.m;
+    return plain ? PairBits{~uint64_t(0), 0} : classify_some(p, t, row0, col0);
+}
+
+// Whether the miner of kFormMulti keeps a pair; NaN is kept.
+__device__ __forceinline__ bool keeps_negative(float s, float epsilon, float lowest) {
+    return s != s || s + epsilon > lowest;
+}
+__device__ __forceinline__ bool keeps_positive(float s, float epsilon, float highest) {
+    return s != s || s - epsilon < highest;
+}
+
+// Takes out of the bits of row i of 8 what keeps(similarity) refuses.
+template <typename Keeps>
+__device__ __forceinline__ void keep_row(const float (&acc)[4][4][4], uint64_t& bits, int i, Keeps keeps) {
+    uint32_t kept = 0;
+#pragma unroll
+    for (int k = 0; k < 8; ++k) kept |= keeps(element(acc, i, k)) ? 1u << k : 0u;
+    bits &= ~(uint64_t(0xff) << (8 * i)) | uint64_t(kept) << (8 * i);
+}
+
+__device__ __forceinline__ void keep_mined(const PairwiseTiles& p, const TileThread& t, const float (&acc)[4][4][4],
+                                           PairBits& bits, uint32_t row0) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        const uint32_t row = min(row0 + t.row(i), p.n - 1);
+        const float lowest = __ldg(p.lowest + row), highest = __ldg(p.highest + row);
+        keep_row(acc, bits.neg, i, [&](float s) { return keeps_negative(s, p.c[3], lowest); });
+        keep_row(acc, bits.pos, i, [&](float s) { return keeps_positive(s, p.c[3], highest); });
+    }
+}
+
+// Logarithms to base 2 of the probabilities of the thread's columns; 0 without any.
+__device__ __forceinline__ void load_log_q(const PairwiseTiles& p, const TileThread& t, uint32_t col0, float (&q)[8]) {
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+        const uint32_t col = col0 + t.col(k);
+        q[k] = p.log_q != nullptr && col < p.m ? __ldg(p.log_q + col) * kLog2E : 0.0f;
+    }
+}
+
+// Logits to base 2.
+struct MultiLogits {
+    const float* c;
+    __device__ __forceinline__ float neg(float s) const { return (s - c[2]) * c[0]; }
+    __device__ __forceinline__ float pos(float s) const { return (s - c[2]) * c[1]; }
+};
+struct CircleLogits {
+    const float* c;
+    __device__ __forceinline__ float open_neg(float s) const { return max_nan(s + c[1], 0.0f); }
+    __device__ __forceinline__ float open_pos(float s) const { return max_nan(1.0f + c[1] - s, 0.0f); }
+    __device__ __forceinline__ float neg(float s) const { return c[0] * open_neg(s) * (s - c[1]); }
+    __device__ __forceinline__ float pos(float s) const { return -c[0] * open_pos(s) * (s - 1.0f + c[1]); }
+};
+struct LiftedLogits {
+    const float* c;
+    __device__ __forceinline__ float neg(float s) const { return (c[1] - distance_of(s)) * kLog2E; }
+    __device__ __forceinline__ float pos(float s) const { return (distance_of(s) - c[0]) * kLog2E; }
+};
+struct RankedLogits {
+    const float* c;
+    __device__ __forceinline__ float within(float s) const { return c[0] - distance_of(s); }
+    __device__ __forceinline__ float neg(float s) const { return c[2] * within(s); }
+    // Not a logit: the positives of this form are averaged.
+    __device__ __forceinline__ float pos(float s) const { return distance_of(s) - c[1]; }
+};

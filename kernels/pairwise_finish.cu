@@ -1,0 +1,181 @@
+// pairwise_finish — from the sums of products to the gradients of a pairwise step.
+//
+//   g_i = sums of products + diagonal_i v_i, v_i the row of the same index of the other matrix
+//   dx_i (+)= u (g_i - u_i (u_i . g_i)) / r_i; without normalisation u g_i; exactly 0 for a zero row
+//   Report: d_scale and d_bias from the waves' sums of W S and of W, overflow.
+//
+//   own, other (rows, d) T: f32 | f16 | bf16, base and rows aligned to 16 bytes;  out (rows, d) G: T or f32, any stride
+//   g (rows, ldg) f32, one or two of them;  diagonal (pairs) f32;  sums (count, 2) f64
+//   Outputs must not alias anything.
+//
+// Work    a block per row of X, then of Y; a thread takes 4 columns at a time. Two passes over a normalised row: for
+//         u_i . g_i and for the result.
+// Launch  grid = rows of X + rows of Y, block = 32 ceil(d / 128) up to 256.
+// Bound   memory: sums, own rows and gradients, read once from memory and once from the cache.
+// Order   u_i . g_i by a fixed tree. Integer atomics alone (overflow). Identical bits between runs and devices.
+// Needs   sm_80.
+#include <type_traits>
+
+#include "common/numeric.cuh"
+#include "common/reduce.cuh"
+#include "params/pairwise.h"
+
+namespace {
+
+constexpr uint32_t kColumns = 4;  // of a thread at a time
+
+// kColumns elements of T in one access.
+template <typename T>
+union Columns {
+    std::conditional_t<sizeof(T) == 4, uint4, uint2> bits;
+    T lanes[kColumns];
+    __device__ Columns() {}
+};
+
+// Columns [col, col + kColumns) of a row, zeros from column d on; with `aligned` the row starts on a 16-byte boundary.
+template <typename T>
+__device__ __forceinline__ void load_columns(const T* row, uint32_t col, uint32_t d, bool aligned, float (&v)[kColumns]) {
+    if (aligned && col + kColumns <= d) {
+        Columns<T> c;
+        c.bits = *reinterpret_cast<const decltype(c.bits)*>(row + col);
+#pragma unroll
+        for (uint32_t k = 0; k < kColumns; ++k) v[k] = to_f32(c.lanes[k]);
+        return;
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < kColumns; ++k) v[k] = col + k < d ? to_f32(row[col + k]) : 0.0f;
+}
+
+template <typename T>
+__device__ __forceinline__ void store_columns(T* row, uint32_t col, uint32_t d, bool aligned, const T (&v)[kColumns]) {
+    if (aligned && col + kColumns <= d) {
+        Columns<T> c;
+#pragma unroll
+        for (uint32_t k = 0; k < kColumns; ++k) c.lanes[k] = v[k];
+        *reinterpret_cast<decltype(c.bits)*>(row + col) = c.bits;
+        return;
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < kColumns; ++k) {
+        if (col + k < d) row[col + k] = v[k];
+    }
+}
+
+template <typename T>
+struct Finish {
+    const PairwiseFinishSide& s;
+    const PairwiseFinishParams& p;
+    const uint32_t t;
+    const bool normalised = s.own_inv != nullptr;
+    const float inv = normalised ? s.own_inv[t] : 1.0f;
+    const float to_unit = sizeof(T) == 4 ? 1.0f : inv;
+    // The products' operands and weights carry the scale of the rows: see pairwise_weights.
+    const float from_sums = sizeof(T) == 2 && normalised ? 1.0f / inv : 1.0f;
+    const bool paired = t < p.pairs && p.diagonal[t] != 0.0f;
+    const float diagonal = paired ? p.diagonal[t] * (s.other_inv == nullptr ? 1.0f : s.other_inv[t]) : 0.0f;
+
+    __device__ __forceinline__ Finish(const PairwiseFinishSide& side, const PairwiseFinishParams& params, uint32_t target)
+        : s(side), p(params), t(target) {}
+
+    __device__ __forceinline__ void gradient(uint32_t col, float (&g)[kColumns]) const {
+#pragma unroll
+        for (uint32_t k = 0; k < kColumns; ++k) g[k] = 0.0f;
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+            if (s.g[side] == nullptr) continue;
+            // ldg is a multiple of 8 that is at least d.
+            const float4 v = *reinterpret_cast<const float4*>(s.g[side] + t * p.ldg + col);
+            g[0] += v.x, g[1] += v.y, g[2] += v.z, g[3] += v.w;
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < kColumns; ++k) g[k] = col + k < p.d ? g[k] * from_sums : 0.0f;
+        if (!paired) return;
+        float v[kColumns];
+        load_columns(static_cast<const T*>(s.other) + t * s.other_ld, col, p.d, true, v);
+#pragma unroll
+        for (uint32_t k = 0; k < kColumns; ++k) g[k] = fmaf(diagonal, v[k], g[k]);
+    }
+    __device__ __forceinline__ void own(uint32_t col, float (&u)[kColumns]) const {
+        load_columns(static_cast<const T*>(s.own) + t * s.own_ld, col, p.d, true, u);
+#pragma unroll
+        for (uint32_t k = 0; k < kColumns; ++k) u[k] *= to_unit;
+    }
+};
+
+template <typename T, typename G>
+__device__ __forceinline__ void finish_row_of(const PairwiseFinishSide& s, const PairwiseFinishParams& p, uint32_t t,
+                                              float* scratch) {
+    const Finish<T> f(s, p, t);
+    G* out = static_cast<G*>(s.out) + t * s.out_ld;  // (d)
+    const float factor = p.upstream == nullptr ? p.factor : *p.upstream * p.factor;
+    const int exponent = f.normalised ? s.own_exponent[t] : 0;
+    const bool zero_row = f.normalised && f.inv == 0.0f;
+    const uint32_t first = threadIdx.x * kColumns, step = blockDim.x * kColumns;
+    float radial = 0.0f;
+    if (f.normalised) {
+        for (uint32_t col = first; col < p.d; col += step) {
+            float g[kColumns], u[kColumns];
+            f.gradient(col, g);
+            f.own(col, u);
+#pragma unroll
+            for (uint32_t k = 0; k < kColumns; ++k) radial = fmaf(u[k], g[k], radial);
+        }
+        radial = block_sum(radial, scratch);
+    }
+    uint32_t overflow = 0;
+    for (uint32_t col = first; col < p.d; col += step) {
+        float g[kColumns], u[kColumns], before[kColumns];
+        G rounded[kColumns];
+        f.gradient(col, g);
+        if (f.normalised) f.own(col, u);
+        if (p.accumulate) load_columns(out, col, p.d, s.out_aligned, before);
+#pragma unroll
+        for (uint32_t k = 0; k < kColumns; ++k) {
+            float v = g[k] * factor;
+            if (f.normalised) v = zero_row ? 0.0f : scale_pow2((g[k] - u[k] * radial) * factor * f.inv, -exponent);
+            if (p.accumulate) v += before[k];
+            rounded[k] = from_f32<G>(v);
+            const bool infinite = magnitude_bits(to_f32(rounded[k])) == kInfinityBits && magnitude_bits(v) < kInfinityBits;
+            if (sizeof(G) == 2 && infinite && col + k < p.d) ++overflow;
+        }
+        store_columns(out, col, p.d, s.out_aligned, rounded);
+    }
+    if (sizeof(G) == 2 && overflow > 0) atomicAdd(&p.report->overflow, overflow);
+}
+
+// Derivatives with respect to the objective's own parameters: the first warp of the grid adds up the waves' sums.
+__device__ __forceinline__ void parameter_gradients(const PairwiseFinishParams& p) {
+    if (blockIdx.x != 0 || warp_id() != 0 || p.sums_count == 0) return;
+    double ws = 0.0, w = 0.0;
+    for (uint32_t at = lane_id(); at < p.sums_count; at += kWarpSize) {
+        ws += p.sums[2 * size_t(at)];
+        w += p.sums[2 * size_t(at) + 1];
+    }
+    ws = warp_sum(ws);
+    w = warp_sum(w);
+    if (lane_id() != 0) return;
+    const double upstream = double(p.factor) * (p.upstream == nullptr ? 1.0 : double(*p.upstream));
+    p.report->d_scale = p.per_scale == 0.0 ? 0.0 : upstream * ws * p.per_scale;
+    p.report->d_bias = p.per_bias == 0.0 ? 0.0 : upstream * w * p.per_bias;
+}
+
+template <typename T, typename G>
+__device__ __forceinline__ void finish_body(const PairwiseFinishParams& p) {
+    __shared__ float scratch[kPairFinish / kWarpSize];
+    parameter_gradients(p);
+    const bool of_x = blockIdx.x < p.x.rows;
+    finish_row_of<T, G>(of_x ? p.x : p.y, p, of_x ? blockIdx.x : blockIdx.x - p.x.rows, scratch);
+}
+
+}  // namespace
+
+#define FINISH(SUFFIX, T, G)                                                            \
+    extern "C" __global__ void __launch_bounds__(kPairFinish)                            \
+        pairwise_finish_##SUFFIX(const __grid_constant__ PairwiseFinishParams p) {       \
+        finish_body<T, G>(p);                                                           \
+    }
+FINISH(f32_f32, float, float)
+FINISH(f16_f16, __half, __half)
+FINISH(f16_f32, __half, float)
+FINISH(bf16_bf16, __nv_bfloat16, __nv_bfloat16)
+FINISH(bf16_f32, __nv_bfloat16, float)

@@ -1,0 +1,218 @@
+// Parameters of pairwise_*, shared with Rust (src/cuda/pairwise_params.rs): pointers, then doubles and strides, then words.
+#pragma once
+#include <stdint.h>
+
+// What an objective's weights are made of; constants c[] of each, logarithms to base 2:
+constexpr uint32_t kFormSoftmax = 0;      // scale log2(e), scale
+constexpr uint32_t kFormSigLip = 1;       // scale, bias
+constexpr uint32_t kFormMulti = 2;        // beta log2(e), -alpha log2(e), lambda, epsilon
+constexpr uint32_t kFormCircle = 3;       // gamma log2(e), margin, gamma, 1 if the factors are detached
+constexpr uint32_t kFormTriplet = 4;      // margin
+constexpr uint32_t kFormContrastive = 5;  // positive margin, negative margin
+constexpr uint32_t kFormLifted = 6;       // positive margin, negative margin
+constexpr uint32_t kFormRanked = 7;       // alpha, alpha - margin, temperature log2(e), balance
+
+constexpr uint32_t kPairConstants = 6;
+constexpr uint32_t kSetPlanes = 6;       // of a set's partial state, common/pairwise.cuh
+constexpr uint32_t kRowPlanes = 5;       // of a row's coefficients
+constexpr uint32_t kColPlanes = 3;       // of a column's
+constexpr uint32_t kPairLines = 256;     // per block of pairwise_finalize, a thread each
+constexpr uint32_t kPairFinish = 256;    // threads of a block of pairwise_finish_*, at most
+constexpr uint32_t kPairZeroed = 8;      // words: two counters of pairs (u64), overflow, a ticket, spare
+
+// What S is made of and which pairs count.
+struct PairwiseTiles {
+    const void* x;               // (n, d) T, row stride ldx; base and rows aligned to 16 bytes
+    const void* y;               // (m, d) T, row stride ldy; the same
+    const float* inv_x;          // (n), factor on a row of S; null: 1
+    const float* inv_y;          // (m), factor on a column of S; null: 1
+    const int64_t* row_groups;   // (n), or null: no groups
+    const int64_t* col_groups;   // (m), or null
+    const uint8_t* ignore_rows;  // (n), not 0: ignored; or null
+    const uint8_t* ignore_cols;  // (m), or null
+    const float* log_q;          // (m), or null
+    const float* pos;            // (min(n, m)), S[i, i]; kFormTriplet only
+    const float* lowest;         // (n), smallest positive similarity of a row; kFormMulti with a miner only, else null
+    const float* highest;        // (n), largest negative similarity of a row; the same
+    int64_t ldx;                 // elements
+    int64_t ldy;                 // elements
+    uint32_t n;
+    uint32_t m;
+    uint32_t d;
+    uint32_t form;               // kForm*
+    uint32_t single;             // 1: rows and columns are one set, without the diagonal
+    uint32_t single_positive;    // 1: the own pair is the only positive
+    float c[kPairConstants];
+};
+static_assert(sizeof(PairwiseTiles) == 160, "keep in step with src/cuda/pairwise_params.rs");
+
+struct PairwiseStatsParams {
+    PairwiseTiles tiles;
+    uint32_t* row_parts;          // (kSetPlanes, col_splits, n): negatives of the rows
+    uint32_t* other_parts;        // both: (kSetPlanes, row_splits, m), negatives of the columns; else positives of the rows
+    float* pos;                   // (min(n, m)), S[i, i] is written here; or null
+    uint32_t* col_flags;          // (m), 0 on entry: 1 is written for columns with a positive; or null
+    unsigned long long* counts;   // (2), 0 on entry: negative and positive pairs are added
+    uint32_t row_splits;
+    uint32_t col_splits;
+    uint32_t extremes;            // 1: max of each set (of -s for positives) and nothing else
+    uint32_t pad_;
+};
+static_assert(sizeof(PairwiseStatsParams) == 216, "keep in step with src/cuda/pairwise_params.rs");
+
+struct PairwiseExtremesParams {
+    const uint32_t* neg_parts;  // (kSetPlanes, splits, n)
+    const uint32_t* pos_parts;  // (kSetPlanes, splits, n)
+    float* lowest;              // (n)
+    float* highest;             // (n)
+    uint32_t n;
+    uint32_t splits;
+};
+static_assert(sizeof(PairwiseExtremesParams) == 40, "keep in step with src/cuda/pairwise_params.rs");
+
+// Layout of src/pairwise.rs.
+struct PairwiseReport {
+    double loss;
+    double d_scale;
+    double d_bias;
+    double mean_positive;
+    unsigned long long positives;
+    unsigned long long negatives;
+    uint32_t anchors_rows;
+    uint32_t anchors_cols;
+    uint32_t zero_x;
+    uint32_t zero_y;
+    uint32_t nan_x;
+    uint32_t nan_y;
+    uint32_t overflow;
+    uint32_t reserved;
+};
+static_assert(sizeof(PairwiseReport) == 80, "keep in step with src/pairwise.rs");
+
+// A block's share of the report, then everybody's.
+struct PairwisePart {
+    double loss[2];              // rows and columns; kFormContrastive: positives and negatives
+    double positive;             // sum of the similarities of the positives
+    unsigned long long active[2];  // kFormContrastive: positives and negatives with a weight
+    uint32_t mean;               // rows that the mean is over
+    uint32_t anchors_rows;
+    uint32_t anchors_cols;
+    uint32_t zero_x;
+    uint32_t zero_y;
+    uint32_t nan_x;
+    uint32_t nan_y;
+    uint32_t pad_;
+};
+static_assert(sizeof(PairwisePart) == 72, "keep in step with src/cuda/pairwise_params.rs");
+
+// Factors of the reduction, on weights of negatives and of positives.
+struct PairwiseScale {
+    float negative;
+    float positive;
+};
+
+struct PairwiseFinalizeParams {
+    const uint32_t* row_parts;    // as in PairwiseStatsParams
+    const uint32_t* other_parts;
+    const float* pos;             // (min(n, m)); single_positive only
+    const uint32_t* col_flags;    // (m); not single_positive only
+    const unsigned long long* counts;
+    const float* inv_x;           // (n): 0 marks a zero row, NaN a row with a NaN or Inf
+    const float* inv_y;           // (m)
+    const uint8_t* ignore_rows;   // (n), or null
+    const uint8_t* ignore_cols;   // (m), or null
+    const float* row_weights;     // (n), or null: 1
+    const float* col_weights;     // (m), or null: 1
+    const float* log_q;           // (m), or null: 0
+    float* row_coefficients;      // (kRowPlanes, n)
+    float* col_coefficients;      // (kColPlanes, m), both sides only
+    uint8_t* skip_x;              // (n): 1 if the row is to be left out of products; or null
+    uint8_t* skip_y;              // (m), or null
+    PairwisePart* blocks;         // (grid)
+    uint32_t* ticket;             // 0 on entry
+    PairwiseScale* scale;         // (1)
+    PairwiseReport* report;       // (1)
+    double k[kPairConstants];     // as PairwiseTiles::c, without log2(e): scale; scale, bias; alpha, beta; gamma; ...
+    uint32_t n;
+    uint32_t m;
+    uint32_t row_splits;
+    uint32_t col_splits;
+    uint32_t form;
+    uint32_t both;                // 1: columns are anchors too
+    uint32_t single;
+    uint32_t normalised;          // 1: rows with a NaN are NaN throughout
+};
+static_assert(sizeof(PairwiseFinalizeParams) == 240, "keep in step with src/cuda/pairwise_params.rs");
+
+struct PairwiseWeightsParams {
+    PairwiseTiles tiles;
+    const float* row_coefficients;  // (kRowPlanes, n)
+    const float* col_coefficients;  // (kColPlanes, m), both sides only
+    const PairwiseScale* scale;
+    void* w;                        // (wave rows, ldw): bf16 for 16-bit T, else f32; whole tiles are written
+    float* diagonal;                // (min(n, m)), weights of own pairs that are positive, which W does not hold
+    double* sums;                   // (grid, 2): sums of W s and of W
+    int64_t ldw;                    // elements, a multiple of 128
+    uint32_t first_tile;            // of the wave's rows, in tiles
+    uint32_t end_tile;
+    uint32_t row_splits;
+    uint32_t col_splits;
+};
+static_assert(sizeof(PairwiseWeightsParams) == 232, "keep in step with src/cuda/pairwise_params.rs");
+
+struct PairwiseGradParams {
+    const void* w;         // (wave rows, ldw), whole tiles
+    const void* x;         // (n, d) T
+    const void* y;         // (m, d) T
+    const uint8_t* skip_x;  // (n), not 0: the row counts as zeros; or null
+    const uint8_t* skip_y;  // (m), or null
+    float* gx;             // (n, ldg)
+    float* gy;             // (m, ldg)
+    int64_t ldw;           // elements
+    int64_t ldx;           // elements
+    int64_t ldy;           // elements
+    int64_t ldg;           // elements, a multiple of 8, at least d
+    uint32_t n;
+    uint32_t m;
+    uint32_t d;
+    uint32_t first_tile;   // of the wave's rows, in tiles
+    uint32_t end_tile;
+    uint32_t accumulate;   // 1: gy is added to, else written
+};
+static_assert(sizeof(PairwiseGradParams) == 112, "keep in step with src/cuda/pairwise_params.rs");
+
+// The gradient of one matrix.
+struct PairwiseFinishSide {
+    const void* own;              // (rows, d) T, rows aligned to 16 bytes
+    const void* other;            // (others, d) T, the same
+    const float* g[2];            // (rows, ldg), sums of products, added up; null: none
+    const float* own_inv;         // (rows): staged (f32) or own_inv staged (16-bit) is the normalised row; null: not normalised
+    const int32_t* own_exponent;  // (rows): the row's norm is 2^own_exponent / own_inv
+    const float* other_inv;       // (others), factor on a row of `other`; null: 1
+    void* out;                    // (rows, d) G
+    int64_t own_ld;
+    int64_t other_ld;
+    int64_t out_ld;
+    uint32_t rows;
+    uint32_t out_aligned;         // 1 if every row of out starts on a 16-byte boundary
+};
+static_assert(sizeof(PairwiseFinishSide) == 96, "keep in step with src/cuda/pairwise_params.rs");
+
+struct PairwiseFinishParams {
+    PairwiseFinishSide x;
+    PairwiseFinishSide y;
+    const float* diagonal;   // (pairs), weight of the own pair
+    const float* upstream;   // one element, or null: 1
+    const double* sums;      // (sums_count, 2) of the waves
+    PairwiseReport* report;
+    int64_t ldg;
+    double per_scale;        // 1 / scale for d_scale; 0: there is none
+    double per_bias;         // 1 / scale for d_bias; 0: there is none
+    float factor;            // on the gradient, beside upstream
+    uint32_t d;
+    uint32_t pairs;
+    uint32_t accumulate;     // 1: added to out
+    uint32_t sums_count;
+    uint32_t pad_;
+};
+static_assert(sizeof(PairwiseFinishParams) == 272, "keep in step with src/cuda/pairwise_params.rs");

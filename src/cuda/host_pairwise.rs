@@ -1,0 +1,142 @@
+//! The step over all pairs, on matrices in host memory; see [`host`](super::host).
+
+use super::descriptor::RawBuf;
+use super::gather::RawUpstream;
+use super::goal_plan::RawGroups;
+use super::host::{Cuda, upload_groups};
+use super::host_memory::{Buffer, Session, write_rows};
+use super::pairwise::pairwise_step_raw;
+use super::pairwise_plan::{
+    OP, OP_SINGLE, OptionLengths, PAIRWISE_WAVE_BYTES, RawPairwiseStep, check_step, pairwise_single_workspace_bytes,
+    pairwise_workspace_bytes,
+};
+use crate::dtype::{Element, GradientOf};
+use crate::error::Result;
+use crate::matrix::{MatMut, MatRef};
+use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
+
+/// As the function of this name on the CPU: one step of an objective over all pairs.
+///
+/// # Errors
+/// Those of the CPU, [`Error::UnsupportedDType`](crate::Error::UnsupportedDType) for `f64`, and those of the driver.
+#[allow(clippy::too_many_arguments)]
+pub fn pairwise_step<T: Element, G: GradientOf<T>>(
+    cuda: &Cuda,
+    x: MatRef<'_, T>,
+    y: MatRef<'_, T>,
+    objective: &PairwiseObjective,
+    options: &PairwiseOptions<'_>,
+    dx: MatMut<'_, G>,
+    dy: MatMut<'_, G>,
+) -> Result<PairwiseReport> {
+    step(cuda, OP, x, Some(y), objective, options, dx, Some(dy))
+}
+
+/// As the function of this name on the CPU: `x` with itself, without the diagonal.
+///
+/// # Errors
+/// As [`pairwise_step`].
+pub fn pairwise_step_single<T: Element, G: GradientOf<T>>(
+    cuda: &Cuda,
+    x: MatRef<'_, T>,
+    objective: &PairwiseObjective,
+    options: &PairwiseOptions<'_>,
+    dx: MatMut<'_, G>,
+) -> Result<PairwiseReport> {
+    step(cuda, OP_SINGLE, x, None, objective, options, dx, None)
+}
+
+/// The options' arrays on the device.
+struct Arrays {
+    groups: Option<[Buffer; 2]>,
+    masks: [Option<Buffer>; 2],
+    numbers: [Option<Buffer>; 3],
+}
+
+impl Arrays {
+    fn upload(session: &Session<'_>, options: &PairwiseOptions<'_>) -> Result<Self> {
+        // A bool is a byte of 0 or 1.
+        let mask = |m: Option<&[bool]>| m.map(|m| session.upload(bytemuck::cast_slice::<bool, u8>(m))).transpose();
+        let numbers = |v: Option<&[f32]>| v.map(|v| session.upload(v)).transpose();
+        Ok(Self {
+            groups: upload_groups(session, options.groups)?,
+            masks: [mask(options.ignore_rows)?, mask(options.ignore_cols)?],
+            numbers: [numbers(options.row_weights)?, numbers(options.col_weights)?, numbers(options.log_q)?],
+        })
+    }
+}
+
+fn raw(buffer: &Option<Buffer>, len: usize) -> RawBuf {
+    buffer.as_ref().map_or(RawBuf::NULL, |b| b.raw(len))
+}
+
+#[allow(clippy::too_many_arguments)]
+fn step<T: Element, G: GradientOf<T>>(
+    cuda: &Cuda,
+    op: &'static str,
+    x: MatRef<'_, T>,
+    y: Option<MatRef<'_, T>>,
+    objective: &PairwiseObjective,
+    options: &PairwiseOptions<'_>,
+    mut dx: MatMut<'_, G>,
+    mut dy: Option<MatMut<'_, G>>,
+) -> Result<PairwiseReport> {
+    let (xs, ys) = ((x.rows(), x.cols()), y.map_or((x.rows(), x.cols()), |y| (y.rows(), y.cols())));
+    let dxs = (dx.rows(), dx.cols());
+    let lengths = OptionLengths {
+        groups: options.groups.map(|g| (g.rows.len(), g.cols.len())),
+        ignore_rows: options.ignore_rows.map(<[bool]>::len),
+        ignore_cols: options.ignore_cols.map(<[bool]>::len),
+        row_weights: options.row_weights.map(<[f32]>::len),
+        col_weights: options.col_weights.map(<[f32]>::len),
+        log_q: options.log_q.map(<[f32]>::len),
+    };
+    check_step(op, objective, &lengths, [xs, ys, dxs, dy.as_ref().map_or(dxs, |dy| (dy.rows(), dy.cols()))])?;
+    let session = Session::begin(op, cuda)?;
+    session.require_supported("x", T::DTYPE)?;
+    let ((n, d), m) = (xs, ys.0);
+    let normalization = options.normalization;
+    let bytes = match y {
+        Some(_) => pairwise_workspace_bytes(n, m, d, T::DTYPE, objective, normalization, PAIRWISE_WAVE_BYTES),
+        None => pairwise_single_workspace_bytes(n, d, T::DTYPE, objective, normalization, PAIRWISE_WAVE_BYTES),
+    }?;
+    let (_x, x) = session.upload_mat(x)?;
+    let y = y.map(|y| session.upload_mat(y)).transpose()?;
+    let arrays = Arrays::upload(&session, options)?;
+    let (dx_buffer, raw_dx) = session.result_mat(dx.as_ref(), options.write)?;
+    let dy_result = dy.as_ref().map(|dy| session.result_mat(dy.as_ref(), options.write)).transpose()?;
+    let report = session.alloc_of::<PairwiseReport>(1)?;
+    let workspace = session.alloc(bytes)?;
+    let args = RawPairwiseStep {
+        x,
+        y: y.as_ref().map(|(_, raw)| *raw),
+        objective,
+        normalization,
+        groups: arrays.groups.as_ref().map(|[rows, cols]| RawGroups { rows: rows.raw(n), cols: cols.raw(m) }),
+        ignore_rows: raw(&arrays.masks[0], n),
+        ignore_cols: raw(&arrays.masks[1], m),
+        row_weights: raw(&arrays.numbers[0], n),
+        col_weights: raw(&arrays.numbers[1], m),
+        log_q: raw(&arrays.numbers[2], m),
+        upstream: RawUpstream::Host(options.upstream as f32),
+        write: options.write,
+        dx: raw_dx,
+        dy: dy_result.as_ref().map(|(_, raw)| *raw),
+        report: report.raw(1),
+        wave_bytes: PAIRWISE_WAVE_BYTES,
+        workspace: workspace.workspace(),
+    };
+    // SAFETY: the buffers live until the session has waited for the stream.
+    unsafe { pairwise_step_raw(cuda.kernels(), cuda.stream(), &args) }?;
+    let report = session.download_vec::<PairwiseReport>(&report, 1)?[0];
+    let new_dx = session.fetch(&dx_buffer, &dx)?;
+    let new_dy = match (&dy_result, &dy) {
+        (Some((buffer, _)), Some(dy)) => session.fetch(buffer, dy)?,
+        _ => Vec::new(),
+    };
+    write_rows(&new_dx, &mut dx);
+    if let Some(dy) = &mut dy {
+        write_rows(&new_dy, dy);
+    }
+    Ok(report)
+}

@@ -1,0 +1,424 @@
+//! A pairwise step's arguments, what is checked of them, and where everything lies in the workspace.
+
+use super::descriptor::{Named, RawBuf, RawMat, check_disjoint, check_extent};
+use super::gather::{RawUpstream, check_gradient_type};
+use super::goal_plan::RawGroups;
+use super::mine::check_optional;
+use super::pairwise_params::{COL_PLANES, LINES, ObjectiveForm, PairwisePart, ROW_PLANES, SET_PLANES, ZEROED};
+use super::plan::{Splits, TILE, tiles};
+use super::prepare::{Operand, Prepare, Wants};
+use super::row_norms::same_dtype;
+use super::workspace::{Layout, Region};
+use crate::check;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::options::{Normalization, WriteMode};
+use crate::pairwise::{PairwiseObjective, PairwiseReport};
+
+pub(crate) const OP: &str = "pairwise_step";
+pub(crate) const OP_SINGLE: &str = "pairwise_step_single";
+
+/// The default of [`RawPairwiseStep::wave_bytes`]: 1 GiB, 8192 rows of 65,536 16-bit weights, which is enough to fill a
+/// device.
+pub const PAIRWISE_WAVE_BYTES: usize = 1 << 30;
+
+/// Arguments of [`raw::pairwise_step`](super::raw::pairwise_step). Buffers that are left out are [`RawBuf::NULL`].
+#[derive(Clone, Copy, Debug)]
+pub struct RawPairwiseStep<'a> {
+    /// `(n, d)`.
+    pub x: RawMat,
+    /// `(m, d)`, of the type of `x`. `None`: `x` with itself, without the diagonal; `m = n`.
+    pub y: Option<RawMat>,
+    /// What the weights are.
+    pub objective: &'a PairwiseObjective,
+    /// Whether the rows are normalised.
+    pub normalization: Normalization,
+    /// Group ids, if any.
+    pub groups: Option<RawGroups>,
+    /// `n` bytes, not 0: the row is ignored. Or left out.
+    pub ignore_rows: RawBuf,
+    /// `m` bytes, not 0: the column is ignored. Or left out.
+    pub ignore_cols: RawBuf,
+    /// `n` f32: factors of the rows' terms. Or left out.
+    pub row_weights: RawBuf,
+    /// `m` f32: factors of the columns' terms. Left out unless columns are anchors.
+    pub col_weights: RawBuf,
+    /// `m` f32: logarithms of the columns' sampling probabilities. Left out unless the objective is a softmax.
+    pub log_q: RawBuf,
+    /// Factor on the gradient.
+    pub upstream: RawUpstream,
+    /// Whether the gradient is added to what is there.
+    pub write: WriteMode,
+    /// `(n, d)`, of the type of `x` or f32.
+    pub dx: RawMat,
+    /// `(m, d)`, of the type of `dx`; `None` exactly where `y` is.
+    pub dy: Option<RawMat>,
+    /// One [`PairwiseReport`].
+    pub report: RawBuf,
+    /// The most bytes of the workspace that hold weights at a time, rounded up to 128 rows of them: fewer take longer.
+    pub wave_bytes: usize,
+    /// Bytes, at least [`pairwise_workspace_bytes`], aligned to [`WORKSPACE_ALIGN`](super::WORKSPACE_ALIGN).
+    pub workspace: RawBuf,
+}
+
+impl RawPairwiseStep<'_> {
+    pub(super) fn op(&self) -> &'static str {
+        if self.y.is_none() { OP_SINGLE } else { OP }
+    }
+}
+
+/// The numbers that a plan follows from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub n: usize,
+    pub m: usize,
+    pub d: usize,
+    pub single: bool,
+}
+
+/// Rows whose weights are held at a time, in tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wave {
+    pub first: usize,
+    pub end: usize,
+    pub splits: Splits,
+    /// Blocks of the earlier waves.
+    pub blocks_before: usize,
+}
+
+impl Wave {
+    pub(super) const fn blocks(&self) -> usize {
+        self.splits.rows * self.splits.cols
+    }
+}
+
+/// Deals the tiles of the rows to waves of at most `per_wave`.
+fn waves(shape: Shape, per_wave: usize) -> Vec<Wave> {
+    let tiles = tiles(shape.n);
+    if tiles == 0 || shape.m == 0 {
+        return Vec::new();
+    }
+    let count = tiles.div_ceil(per_wave);
+    let mut blocks_before = 0;
+    let wave = |at: usize| {
+        let (first, end) = (tiles * at / count, tiles * (at + 1) / count);
+        let splits = Splits::new((end - first) * TILE, shape.m);
+        let wave = Wave { first, end, splits, blocks_before };
+        blocks_before += wave.blocks();
+        wave
+    };
+    (0..count).map(wave).collect()
+}
+
+/// Where everything lies in the workspace.
+pub(super) struct Plan {
+    pub shape: Shape,
+    pub form: ObjectiveForm,
+    pub prepare: Prepare,
+    pub splits: Splits,
+    pub row_parts: Region,
+    pub other_parts: Region,
+    pub pos: Region,
+    pub extremes: [Region; 2],
+    pub row_coefficients: Region,
+    pub col_coefficients: Region,
+    pub skip: [Region; 2],
+    pub blocks: Region,
+    pub scale: Region,
+    pub sums: Region,
+    pub diagonal: Region,
+    pub gradients: [Region; 2],
+    pub weights: Region,
+    pub waves: Vec<Wave>,
+    /// Elements from one row of the weights, and of the gradients' sums, to the next.
+    pub ld_weights: usize,
+    pub ld_gradients: usize,
+    pub bytes: usize,
+}
+
+impl Plan {
+    fn new(
+        op: &'static str,
+        x: &RawMat,
+        y: Option<&RawMat>,
+        objective: &PairwiseObjective,
+        normalization: Normalization,
+        wave_bytes: usize,
+        any_layout: bool,
+    ) -> Result<Self> {
+        let (n, d) = (x.rows, x.cols);
+        let shape = Shape { n, m: y.map_or(n, |y| y.rows), d, single: y.is_none() };
+        let (m, pairs) = (shape.m, n.min(shape.m));
+        let form = ObjectiveForm::new(objective);
+        let flags = if form.both { 0 } else { m };
+        let wants = Wants {
+            row_facts: true,
+            norms: normalization == Normalization::L2,
+            zeroed: ZEROED + flags,
+            any_layout,
+            ..Wants::default()
+        };
+        let mut layout = Layout::new(op);
+        let no_rows = RawMat { rows: 0, ..*x };
+        let sides = [&(*x).into(), &(*y.unwrap_or(&no_rows)).into()];
+        let prepare = Prepare::plan(&mut layout, op, sides, normalization, &wants)?;
+        let splits = Splits::new(n, m);
+        let other = if form.both { [splits.rows, m] } else { [splits.cols, n] };
+        let of_both = usize::from(form.both);
+        let of_mined = usize::from(form.mined);
+        let row_parts = layout.take::<u32>(&[SET_PLANES, splits.cols, n])?;
+        let other_parts = layout.take::<u32>(&[SET_PLANES, other[0], other[1]])?;
+        let pos = layout.take::<f32>(&[of_both, pairs])?;
+        let extremes = [layout.take::<f32>(&[of_mined, n])?, layout.take::<f32>(&[of_mined, n])?];
+        let row_coefficients = layout.take::<f32>(&[ROW_PLANES, n])?;
+        let col_coefficients = layout.take::<f32>(&[of_both, COL_PLANES, m])?;
+        let skip = [layout.take::<u8>(&[n])?, layout.take::<u8>(&[m])?];
+        let blocks = layout.take::<PairwisePart>(&[finalize_blocks(n, m)])?;
+        let scale = layout.take::<f32>(&[2])?;
+
+        let ld_weights = m.next_multiple_of(TILE);
+        let size = if x.dtype == DType::F32 { 4 } else { 2 };
+        let tile_bytes = ld_weights.saturating_mul(TILE * size).max(1);
+        let waves = waves(shape, (wave_bytes / tile_bytes).max(1));
+        let sum_blocks = waves.last().map_or(0, |w| w.blocks_before + w.blocks());
+        let wave_rows = waves.iter().map(|w| w.end - w.first).max().unwrap_or(0) * TILE;
+        let ld_gradients = d.next_multiple_of(8);
+        Ok(Self {
+            shape,
+            form,
+            prepare,
+            splits,
+            row_parts,
+            other_parts,
+            pos,
+            extremes,
+            row_coefficients,
+            col_coefficients,
+            skip,
+            blocks,
+            scale,
+            sums: layout.take::<f64>(&[sum_blocks, 2])?,
+            diagonal: layout.take::<f32>(&[pairs])?,
+            gradients: [layout.take::<f32>(&[n, ld_gradients])?, layout.take::<f32>(&[m, ld_gradients])?],
+            weights: layout.take::<u8>(&[wave_rows, ld_weights, size])?,
+            waves,
+            ld_weights,
+            ld_gradients,
+            bytes: layout.total(),
+        })
+    }
+
+    /// The rows and the columns as the tile kernels read them.
+    pub(super) fn operands(&self, base: u64) -> [Operand; 2] {
+        let x = self.prepare.x(base);
+        [x, if self.shape.single { x } else { self.prepare.y(base) }]
+    }
+
+    /// One address per side of what `prepare` found out about rows.
+    pub(super) fn both_sides(&self, [x, y]: [u64; 2]) -> [u64; 2] {
+        [x, if self.shape.single { x } else { y }]
+    }
+
+    pub(super) fn sum_blocks(&self) -> usize {
+        self.waves.last().map_or(0, |w| w.blocks_before + w.blocks())
+    }
+}
+
+/// Blocks of `pairwise_finalize`.
+pub(super) const fn finalize_blocks(n: usize, m: usize) -> usize {
+    let blocks = (n + m).div_ceil(LINES);
+    if blocks == 0 { 1 } else { blocks }
+}
+
+/// Bytes of workspace that [`pairwise_step`](super::pairwise_step) needs for `x` (`n × d`) and `y` (`m × d`) of type
+/// `dtype`, whatever the alignment of the operands, with at most `wave_bytes` for weights (rounded up to 128 rows). Host
+/// arithmetic only. Beside the weights `O((n + m) d)`.
+///
+/// # Errors
+/// [`Error::TooLarge`].
+pub fn pairwise_workspace_bytes(
+    n: usize,
+    m: usize,
+    d: usize,
+    dtype: DType,
+    objective: &PairwiseObjective,
+    normalization: Normalization,
+    wave_bytes: usize,
+) -> Result<usize> {
+    for (arg, extent) in [("x.rows", n), ("y.rows", m), ("x.cols", d)] {
+        check_extent(OP, arg, extent)?;
+    }
+    let (x, y) = (RawMat::new(0, n, d, dtype), RawMat::new(0, m, d, dtype));
+    Ok(Plan::new(OP, &x, Some(&y), objective, normalization, wave_bytes, true)?.bytes)
+}
+
+/// As [`pairwise_workspace_bytes`], for [`pairwise_step_single`](super::pairwise_step_single).
+///
+/// # Errors
+/// [`Error::TooLarge`].
+pub fn pairwise_single_workspace_bytes(
+    n: usize,
+    d: usize,
+    dtype: DType,
+    objective: &PairwiseObjective,
+    normalization: Normalization,
+    wave_bytes: usize,
+) -> Result<usize> {
+    for (arg, extent) in [("x.rows", n), ("x.cols", d)] {
+        check_extent(OP_SINGLE, arg, extent)?;
+    }
+    let x = RawMat::new(0, n, d, dtype);
+    Ok(Plan::new(OP_SINGLE, &x, None, objective, normalization, wave_bytes, true)?.bytes)
+}
+
+/// Lengths of the options' arrays, in the order of [`PairwiseOptions`](crate::PairwiseOptions).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct OptionLengths {
+    pub groups: Option<(usize, usize)>,
+    pub ignore_rows: Option<usize>,
+    pub ignore_cols: Option<usize>,
+    pub row_weights: Option<usize>,
+    pub col_weights: Option<usize>,
+    pub log_q: Option<usize>,
+}
+
+/// What does not depend on where things lie: the objective, shapes, and options that the objective does not have. `y` and
+/// `dy` are those of `x` for a single set.
+pub(crate) fn check_step(
+    op: &'static str,
+    objective: &PairwiseObjective,
+    lengths: &OptionLengths,
+    [x, y, dx, dy]: [check::Extent; 4],
+) -> Result<()> {
+    objective.check(op)?;
+    // The largest part of the checks is that of an operation with the same shapes.
+    check::mine(op, x, y, lengths.groups)?;
+    let arrays = [
+        ("options.ignore_rows", lengths.ignore_rows, x.0),
+        ("options.ignore_cols", lengths.ignore_cols, y.0),
+        ("options.row_weights", lengths.row_weights, x.0),
+        ("options.col_weights", lengths.col_weights, y.0),
+        ("options.log_q", lengths.log_q, y.0),
+    ];
+    for (arg, got, expected) in arrays {
+        got.map_or(Ok(()), |got| check::equal(op, arg, expected, got))?;
+    }
+    let refuse = |arg, given: Option<usize>, fits: bool, of: &str| match given {
+        Some(_) if !fits => Err(Error::InvalidOption {
+            op,
+            arg,
+            expected: format!("none, unless the objective is {of}"),
+            got: format!("given for {objective}"),
+        }),
+        _ => Ok(()),
+    };
+    let softmax = matches!(objective, PairwiseObjective::InfoNce { .. } | PairwiseObjective::SupCon { .. });
+    refuse("options.col_weights", lengths.col_weights, objective.both_sides(), "infonce or triplet-all")?;
+    refuse("options.log_q", lengths.log_q, softmax, "infonce or supcon")?;
+    for (arg, expected, got) in
+        [("dx.rows", x.0, dx.0), ("dx.cols", x.1, dx.1), ("dy.rows", y.0, dy.0), ("dy.cols", y.1, dy.1)]
+    {
+        check::equal(op, arg, expected, got)?;
+    }
+    Ok(())
+}
+
+fn check_buffers(a: &RawPairwiseStep<'_>, op: &'static str, m: usize) -> Result<Vec<Named>> {
+    let n = a.x.rows;
+    let [row_groups, col_groups] = a.groups.map_or([RawBuf::NULL; 2], |g| [g.rows, g.cols]);
+    let mut inputs = vec![
+        ("x", a.x.check(op, "x")?),
+        check_optional::<i64>(op, "groups.rows", row_groups, n)?,
+        check_optional::<i64>(op, "groups.cols", col_groups, m)?,
+        check_optional::<u8>(op, "options.ignore_rows", a.ignore_rows, n)?,
+        check_optional::<u8>(op, "options.ignore_cols", a.ignore_cols, m)?,
+        check_optional::<f32>(op, "options.row_weights", a.row_weights, n)?,
+        check_optional::<f32>(op, "options.col_weights", a.col_weights, m)?,
+        check_optional::<f32>(op, "options.log_q", a.log_q, m)?,
+    ];
+    if let Some(y) = a.y {
+        inputs.insert(1, ("y", y.check(op, "y")?));
+    }
+    if let RawUpstream::Device(buf) = a.upstream {
+        inputs.push(("upstream", buf.check::<f32>(op, "upstream", 1)?));
+    }
+    Ok(inputs)
+}
+
+/// Checks everything that the host can see.
+pub(super) fn check_arguments(a: &RawPairwiseStep<'_>) -> Result<Plan> {
+    let op = a.op();
+    let extent = |m: &RawMat| (m.rows, m.cols);
+    let y = a.y.unwrap_or(a.x);
+    let dy = match (a.y, a.dy) {
+        (None, _) => a.dx,
+        (Some(_), Some(dy)) => dy,
+        (Some(_), None) => RawMat::new(0, 0, 0, a.dx.dtype),
+    };
+    let length = |buf: RawBuf| (buf != RawBuf::NULL).then_some(buf.len);
+    let lengths = OptionLengths {
+        groups: a.groups.map(|g| (g.rows.len, g.cols.len)),
+        ignore_rows: length(a.ignore_rows),
+        ignore_cols: length(a.ignore_cols),
+        row_weights: length(a.row_weights),
+        col_weights: length(a.col_weights),
+        log_q: length(a.log_q),
+    };
+    check_step(op, a.objective, &lengths, [extent(&a.x), extent(&y), extent(&a.dx), extent(&dy)])?;
+    check_extent(op, "x.rows + y.rows", a.x.rows.saturating_add(y.rows))?;
+    same_dtype(op, "y", a.x.dtype, y.dtype)?;
+    check_gradient_type(op, "dx", a.x.dtype, a.dx.dtype)?;
+    same_dtype(op, "dy", a.dx.dtype, dy.dtype)?;
+    let inputs = check_buffers(a, op, y.rows)?;
+    let mut outputs = vec![("dx", a.dx.check(op, "dx")?)];
+    if a.y.is_some() {
+        outputs.push(("dy", dy.check(op, "dy")?));
+    }
+    outputs.push(("report", a.report.check::<PairwiseReport>(op, "report", 1)?));
+    let plan = Plan::new(op, &a.x, a.y.as_ref(), a.objective, a.normalization, a.wave_bytes, false)?;
+    let most = tiles(a.x.rows).saturating_add(tiles(y.rows)).saturating_mul(tiles(a.x.cols));
+    check_extent(op, "tiles of the gradients", most)?;
+    outputs.push(("workspace", a.workspace.check_workspace(op, plan.bytes)?));
+    check_disjoint(op, &outputs, &inputs)?;
+    Ok(plan)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waves_cover_every_row_once_and_stay_within_their_share() {
+        for (n, per_wave) in [(1, 1), (128, 1), (129, 1), (5000, 7), (65_536, 64)] {
+            let waves = waves(Shape { n, m: 300, d: 8, single: false }, per_wave);
+            assert_eq!((waves[0].first, waves.last().unwrap().end), (0, tiles(n)));
+            assert!(waves.windows(2).all(|w| w[0].end == w[1].first));
+            assert!(waves.iter().all(|w| w.end > w.first && w.end - w.first <= per_wave));
+        }
+        assert!(waves(Shape { n: 0, m: 3, d: 8, single: false }, 1).is_empty());
+    }
+
+    #[test]
+    fn a_large_step_needs_less_than_3_gb() {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            for objective in PairwiseObjective::ALL {
+                let bytes = |n| {
+                    let l2 = Normalization::L2;
+                    pairwise_workspace_bytes(n, n, 512, dtype, &objective, l2, PAIRWISE_WAVE_BYTES).unwrap()
+                };
+                assert!(bytes(65_536) < 3_000_000_000, "{dtype} {objective}: {}", bytes(65_536));
+                assert!(bytes(1 << 18) < 5 * bytes(65_536), "{dtype} {objective}");
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_beyond_the_address_space_are_refused() {
+        let bytes = |n, d| {
+            let objective = PairwiseObjective::ALL[0];
+            pairwise_workspace_bytes(n, n, d, DType::F32, &objective, Normalization::L2, PAIRWISE_WAVE_BYTES)
+        };
+        assert!(matches!(bytes(usize::MAX, 8), Err(Error::TooLarge { arg: "x.rows", .. })));
+        assert!(matches!(bytes(1 << 30, 1 << 30), Err(Error::TooLarge { .. })));
+    }
+}
