@@ -123,7 +123,9 @@ fn within(op: &'static str, arg: &'static str, range: std::ops::RangeInclusive<u
 /// `mine_top_k`: any two numbers of rows, and the options.
 pub(crate) fn mine_top_k(op: &'static str, x: Extent, y: Extent, options: &TopKOptions<'_>) -> Result<()> {
     mine(op, x, y, options.groups.map(|g| (g.rows.len(), g.cols.len())))?;
-    if let Some((low, high)) = options.window.filter(|(low, high)| !(low <= high)) {
+    if let Some((low, high)) =
+        options.window.filter(|(low, high)| low.partial_cmp(high).is_none_or(std::cmp::Ordering::is_gt))
+    {
         let expected = "two numbers in ascending order".to_owned();
         return Err(Error::InvalidOption { op, arg: "options.window", expected, got: format!("({low}, {high})") });
     }

@@ -28,6 +28,7 @@ mod goal_plan;
 mod host_memory;
 mod host_mining;
 mod host_pairwise;
+mod host_top_k;
 mod image;
 mod kernels;
 mod launch;
