@@ -43,5 +43,7 @@ pub use pool::Cpu;
 pub use ranks::{ranks, recall};
 pub(crate) use real::Real;
 pub use row_norms::{normalize, normalize_backward, row_norms};
+#[cfg(feature = "cuda")]
+pub(crate) use top_k::rule as top_k_rule;
 pub use top_k::{mine_top_k, mine_top_k_with_bank};
 pub use weighted_grad::weighted_grad;

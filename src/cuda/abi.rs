@@ -20,6 +20,7 @@ use super::prepare::{self, PrepareParams, PrepareSide};
 use super::ranks::RanksParams;
 use super::row_norms::{NormalizeBackwardParams, RowNormsParams};
 use super::sweep::{MineMergeParams, Select, Stats};
+use super::top_k_params::{self, TopKMergeParams, TopKParams, TopKSide};
 use super::weighted_grad::{self, InvertParams, InvertSide};
 use crate::error::Result;
 use crate::objective::Objective;
@@ -55,6 +56,9 @@ pub fn host_layout() -> Vec<u32> {
         MineMergeParams::LAYOUT,
         CosineMatrixParams::LAYOUT,
         RanksParams::LAYOUT,
+        TopKSide::LAYOUT,
+        TopKParams::LAYOUT,
+        TopKMergeParams::LAYOUT,
         PairwiseTiles::LAYOUT,
         PairwiseStatsParams::LAYOUT,
         PairwiseExtremesParams::LAYOUT,
@@ -135,6 +139,7 @@ fn constants() -> Vec<u32> {
         plan::TILE_BLOCK,
         plan::TILE_SHARED_BYTES,
     ];
+    out.extend([top_k_params::MERGED, top_k_params::ENTRY_BYTES, top_k_params::PLANES].map(|v| v as u32));
     out.extend([Select::Negatives, Select::Group, Select::Pair].map(|s| s as u32));
     out.extend([Stats::None, Stats::Second, Stats::Lin, Stats::Sig].map(|s| s as u32));
     let all = Objective::all();

@@ -1,6 +1,7 @@
 //! The device code in this binary: one image per `kernels/<name>.cu`, and what is in it.
 
 use super::plan::TILE_SHARED_BYTES;
+use super::top_k_params::MERGE_SHARED_BYTES;
 
 /// A kernel of an image.
 pub(crate) struct KernelSpec {
@@ -133,6 +134,15 @@ pub(crate) const IMAGES: &[Image] = &[
             "normalize_backward_f16_f32",
             "normalize_backward_bf16_bf16",
             "normalize_backward_bf16_f32",
+        ]
+    ),
+    image!(
+        "top_k",
+        [
+            "mine_top_k_f32" => TILE_SHARED_BYTES,
+            "mine_top_k_f16" => TILE_SHARED_BYTES,
+            "mine_top_k_bf16" => TILE_SHARED_BYTES,
+            "mine_top_k_merge" => MERGE_SHARED_BYTES,
         ]
     ),
     image!(

@@ -44,6 +44,8 @@ mod row_norms;
 mod scope;
 mod sweep;
 mod tensor;
+mod top_k;
+mod top_k_params;
 mod weighted_grad;
 mod workspace;
 
@@ -60,6 +62,7 @@ pub use probe::{DeviceFacts, driver_present, open_context};
 pub use ranks::{DeviceRanksOptions, ranks, ranks_workspace_bytes};
 pub use row_norms::{normalize, normalize_backward, row_norms};
 pub use tensor::{DeviceBatch, DeviceBatchMut, DeviceElement, DeviceMat, DeviceMatMut};
+pub use top_k::mine_top_k_workspace_bytes;
 pub use weighted_grad::{DeviceGradOptions, DeviceTriples, Upstream, weighted_grad, weighted_grad_workspace_bytes};
 pub use workspace::WORKSPACE_ALIGN;
 
@@ -79,5 +82,6 @@ pub mod raw {
     pub use super::pairwise_plan::RawPairwiseStep;
     pub use super::ranks::{RawRanks, ranks_raw as ranks};
     pub use super::row_norms::raw::{normalize, normalize_backward, row_norms};
+    pub use super::top_k::{RawBank, RawSelected, RawTopK, mine_top_k_raw as mine_top_k};
     pub use super::weighted_grad::{RawWeightedGrad, weighted_grad_raw as weighted_grad};
 }

@@ -1,17 +1,7 @@
 //! Keys: 64-bit integers whose order is the order of selection, so that every rule is "the k largest keys".
 
+use super::rule::{STEP, distance_factors, mix, start};
 use crate::top_k::Pick;
-
-/// Increment of the SplitMix64 generator.
-const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// Output function of SplitMix64 (Steele, Lea & Flood 2014).
-#[inline(always)]
-const fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
 
 /// An integer that orders similarities: NaN above everything, −0 equal to +0.
 #[inline(always)]
@@ -44,9 +34,6 @@ fn ln(x: f64) -> f64 {
 /// Similarities above this count as this: distances below 0.5.
 const MOST_SIMILAR: f64 = 0.875;
 
-/// Similarities up to this have no weight: distances from 1.4 on.
-pub(super) const LEAST_SIMILAR: f64 = 0.02;
-
 /// Keys of one direction.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Keys {
@@ -66,15 +53,13 @@ enum Kind {
 impl Keys {
     /// `direction` is 0 for rows and 1 for columns, `d` the number of features.
     pub(super) fn new(pick: Pick, direction: u64, d: usize) -> Self {
-        let start = |seed: u64| mix(seed.wrapping_add((direction + 1).wrapping_mul(STEP)));
-        match pick {
-            Pick::Hardest => Self { kind: Kind::Similarity, start: 0 },
-            Pick::Random { seed } => Self { kind: Kind::Random, start: start(seed) },
-            Pick::DistanceWeighted { seed } => {
-                let d = d as f64;
-                Self { kind: Kind::Distance(-(d - 2.0) / 2.0, -(d - 3.0) / 2.0), start: start(seed) }
-            }
-        }
+        let (far, near) = distance_factors(d);
+        let kind = match pick {
+            Pick::Hardest => Kind::Similarity,
+            Pick::Random { .. } => Kind::Random,
+            Pick::DistanceWeighted { .. } => Kind::Distance(far, near),
+        };
+        Self { kind, start: start(pick, direction) }
     }
 
     /// The key of a candidate, which has a weight if weights are asked for.

@@ -2,12 +2,13 @@
 
 mod keys;
 mod lists;
+pub(crate) mod rule;
 mod scan;
 
 use std::sync::{Mutex, PoisonError};
 
-use keys::LEAST_SIMILAR;
 use lists::{Lists, Ranking};
+use rule::{at_most, window};
 use scan::{Excluded, GROUP, Side, visit};
 
 use super::pack::Rows;
@@ -21,12 +22,7 @@ use crate::error::Result;
 use crate::matrix::MatRef;
 use crate::memory_bank::BankColumns;
 use crate::outputs::NONE;
-use crate::top_k::{Margin, Pick, Selected, TopK, TopKOptions};
-
-/// The largest value that is not above `value`; NaN for NaN.
-fn at_most<A: Accum>(value: f64) -> A {
-    -A::at_least(-value)
-}
+use crate::top_k::{Margin, Selected, TopK, TopKOptions};
 
 /// The largest value that is below `value`; NaN if there is none.
 fn below<A: Accum>(value: f64) -> A {
@@ -35,11 +31,7 @@ fn below<A: Accum>(value: f64) -> A {
 
 /// The similarities with which a candidate survives, for an anchor whose pair has this similarity.
 fn bounds<A: Accum>(options: &TopKOptions<'_>, positive: Option<A>) -> (A, A) {
-    let (low, high) = options.window.unwrap_or((f64::NEG_INFINITY, f64::INFINITY));
-    let (mut low, mut high) = (A::at_least(low), at_most::<A>(high));
-    if matches!(options.pick, Pick::DistanceWeighted { .. }) {
-        low = low.larger(A::at_least(LEAST_SIMILAR.next_up()));
-    }
+    let (low, mut high) = window::<A>(options);
     if let Some(margin) = options.below_positive {
         let p = positive.map_or(f64::NAN, |p| p.to_f64());
         let limit = match margin {
