@@ -14,6 +14,7 @@
 #include "params/abi.h"
 #include "params/cosine_matrix.h"
 #include "params/goal.h"
+#include "params/memory_bank.h"
 #include "params/mine.h"
 #include "params/pairwise.h"
 #include "params/ranks.h"
@@ -137,8 +138,8 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
     {
         using S = TopKParams;
         w.put(sizeof(S));
-        F(x) F(y) F(inv_x) F(inv_y) F(row_ids) F(col_ids) F(id_counts) F(pos) F(rows) F(cols) F(ldx) F(ldy) F(far) F(near)
-        F(margin) F(low) F(high) F(n) F(m) F(d) F(row_splits) F(col_splits) F(row_slot) F(offset) F(pairs) F(own_pairs)
+        F(x) F(y) F(inv_x) F(inv_y) F(row_ids) F(col_ids) F(stamps) F(pos) F(rows) F(cols) F(oldest) F(ldx) F(ldy)
+        F(far) F(near) F(margin) F(low) F(high) F(n) F(m) F(d) F(row_splits) F(col_splits) F(row_slot) F(offset) F(pairs) F(own_pairs)
         F(pick) F(margin_kind) F(admits_nan) F(easiest) F(pad_)
     }
     {
@@ -146,6 +147,11 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         w.put(sizeof(S));
         F(rows) F(cols) F(row_index) F(row_value) F(row_survivors) F(col_index) F(col_value) F(col_survivors) F(far) F(near)
         F(k) F(drop) F(pick) F(easiest)
+    }
+    {
+        using S = BankPushParams;
+        w.put(sizeof(S));
+        F(src) F(ids) F(embeddings) F(out_ids) F(out_stamps) F(ld) F(stamp) F(first) F(rows) F(capacity) F(cursor) F(d) F(pad_)
     }
     {
         using S = PairwiseTiles;

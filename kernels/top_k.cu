@@ -5,7 +5,7 @@
 //   list of line i: the survivors with the largest keys, params/top_k.h; keys by similarity, random bits, or weight and noise
 //
 //   x (n, d), y (m, d)   T: f32 | f16 | bf16, row-major, base and rows aligned to 16 bytes
-//   inv_x (n), inv_y (m) f32 or null;  row_ids (n), col_ids (m) i64 or null;  pos (pairs) f32
+//   inv_x (n), inv_y (m) f32 or null;  row_ids (n), col_ids (m) i64 or null;  stamps (m) u64 or null;  pos (pairs) f32
 //   lists, state         of both directions, params/top_k.h: a slot per split of the other direction
 //   No output may alias an input or another output.
 //
@@ -124,7 +124,7 @@ struct TopKLine {
         for (uint32_t c = first; c < end; ++c) {
             const float value = is_row ? half[half_at(in_tile % kHalf, c - first)] : half[half_at(c - first, in_tile)];
             if (p.own_pairs && c == line) continue;
-            if (ids != nullptr && ids[c] == id && (p.id_counts == nullptr || p.id_counts[c])) continue;
+            if (ids != nullptr && ids[c] == id && (p.stamps == nullptr || p.stamps[c] >= p.oldest)) continue;
             offer(value, int32_t(is_row ? p.offset + c : c));
         }
     }

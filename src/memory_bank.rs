@@ -152,26 +152,32 @@ impl<T: Element> MemoryBank<T> {
     /// [`Error::TooLarge`] for more of them than slots; [`Error::InvalidOption`] for a cursor that no bank with these entries
     /// has, or a stamp of a push that has not happened.
     pub fn restore(state: BankState<T>) -> Result<Self> {
-        let (capacity, len) = (state.capacity, state.ids.len());
-        extents(RESTORE, capacity, state.cols)?;
-        check::at_most(RESTORE, "state.ids", capacity, len)?;
-        check::equal(RESTORE, "state.embeddings", len * state.cols, state.embeddings.len())?;
-        check::equal(RESTORE, "state.stamps", len, state.stamps.len())?;
-        let invalid =
-            |arg, expected: String, got: String| Err(Error::InvalidOption { op: RESTORE, arg, expected, got });
-        let fits = if len == capacity { state.cursor < capacity } else { state.cursor == len };
-        if !fits {
-            let expected = if len == capacity { format!("below {capacity}") } else { len.to_string() };
-            return invalid("state.cursor", expected, state.cursor.to_string());
-        }
-        if let Some(stamp) = state.stamps.iter().find(|&&stamp| stamp == 0 || stamp > state.pushes) {
-            return invalid("state.stamps", format!("1 to {}", state.pushes), stamp.to_string());
-        }
+        state.check()?;
         Ok(Self { state })
     }
 }
 
 impl<T: Element> BankState<T> {
+    /// Whether a bank can have this state.
+    pub(crate) fn check(&self) -> Result<()> {
+        let (capacity, len) = (self.capacity, self.ids.len());
+        extents(RESTORE, capacity, self.cols)?;
+        check::at_most(RESTORE, "state.ids", capacity, len)?;
+        check::equal(RESTORE, "state.embeddings", len * self.cols, self.embeddings.len())?;
+        check::equal(RESTORE, "state.stamps", len, self.stamps.len())?;
+        let invalid =
+            |arg, expected: String, got: String| Err(Error::InvalidOption { op: RESTORE, arg, expected, got });
+        let fits = if len == capacity { self.cursor < capacity } else { self.cursor == len };
+        if !fits {
+            let expected = if len == capacity { format!("below {capacity}") } else { len.to_string() };
+            return invalid("state.cursor", expected, self.cursor.to_string());
+        }
+        if let Some(stamp) = self.stamps.iter().find(|&&stamp| stamp == 0 || stamp > self.pushes) {
+            return invalid("state.stamps", format!("1 to {}", self.pushes), stamp.to_string());
+        }
+        Ok(())
+    }
+
     fn write(&mut self, row: &[T], id: i64) {
         let slot = self.cursor;
         if slot == self.ids.len() {
@@ -186,7 +192,8 @@ impl<T: Element> BankState<T> {
     }
 }
 
-fn extents(op: &'static str, capacity: usize, cols: usize) -> Result<()> {
+/// Whether there can be a bank of these extents.
+pub(crate) fn extents(op: &'static str, capacity: usize, cols: usize) -> Result<()> {
     if capacity == 0 {
         let expected = "at least 1".to_owned();
         return Err(Error::InvalidOption { op, arg: "capacity", expected, got: capacity.to_string() });
@@ -196,10 +203,14 @@ fn extents(op: &'static str, capacity: usize, cols: usize) -> Result<()> {
     check::at_most(op, "cols", isize::MAX as usize / 8 / capacity, cols)
 }
 
+/// The stamp from which on entries count as pushed within the last `within` of `pushes` pushes.
+pub(crate) fn oldest(pushes: u64, within: Option<u64>) -> u64 {
+    within.map_or(0, |within| (pushes + 1).saturating_sub(within))
+}
+
 impl<T: Element> BankColumns<'_, T> {
-    /// By slot, whether the entry is the anchor itself if its id is the anchor's.
-    pub(crate) fn recent(&self) -> Vec<bool> {
-        let age = |stamp: u64| self.bank.pushes() - stamp;
-        self.bank.stamps().iter().map(|&s| self.self_within.is_none_or(|within| age(s) < within)).collect()
+    /// The stamp from which on an entry is the anchor itself if its id is the anchor's.
+    pub(crate) fn oldest(&self) -> u64 {
+        oldest(self.bank.pushes(), self.self_within)
     }
 }

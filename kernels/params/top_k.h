@@ -48,10 +48,11 @@ struct TopKParams {
     const float* inv_y;       // (m), factor on a column of S; null: 1
     const int64_t* row_ids;   // (n), or null; equal ids are no candidates of each other
     const int64_t* col_ids;   // (m), or null
-    const uint8_t* id_counts; // (m), or null; 0: the column's id excludes nobody
+    const uint64_t* stamps;   // (m), or null; the id of a column counts if its stamp is `oldest` or more
     const float* pos;         // (pairs), similarity of each pair; read with a margin only
     TopKSide rows;
     TopKSide cols;            // len 0: the columns are no anchors
+    uint64_t oldest;
     int64_t ldx;              // elements
     int64_t ldy;              // elements
     double far;               // factor of ln(2 - 2 s) in the logarithm of a weight
@@ -74,7 +75,7 @@ struct TopKParams {
     uint32_t easiest;         // 1: the smallest candidate is wanted
     uint32_t pad_;
 };
-static_assert(sizeof(TopKParams) == 248, "keep in step with src/cuda/top_k_params.rs");
+static_assert(sizeof(TopKParams) == 256, "keep in step with src/cuda/top_k_params.rs");
 
 struct TopKMergeParams {
     TopKSide rows;

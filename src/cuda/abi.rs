@@ -10,6 +10,7 @@ use super::goal_params::{GoalParams, GoalSide, ObjectiveParams, ReportPart};
 use super::goal_plan;
 use super::kernels::Kernels;
 use super::launch::{launch, params};
+use super::memory_bank::BankPushParams;
 use super::mine::MineParams;
 use super::pairwise_params::{
     self, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide, PairwiseGradParams,
@@ -59,6 +60,7 @@ pub fn host_layout() -> Vec<u32> {
         TopKSide::LAYOUT,
         TopKParams::LAYOUT,
         TopKMergeParams::LAYOUT,
+        BankPushParams::LAYOUT,
         PairwiseTiles::LAYOUT,
         PairwiseStatsParams::LAYOUT,
         PairwiseExtremesParams::LAYOUT,

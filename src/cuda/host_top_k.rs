@@ -1,6 +1,5 @@
 //! Mining of several negatives per anchor, on matrices in host memory; see [`host`](super::host).
 
-use super::descriptor::RawBuf;
 use super::goal_plan::RawGroups;
 use super::host::{Cuda, upload_groups, widen};
 use super::host_memory::{Buffer, Session};
@@ -95,7 +94,6 @@ fn run<T: Element>(
     options: &TopKOptions<'_>,
 ) -> Result<TopK<T::Acc>> {
     let (n, m, d) = (x.rows(), y.rows(), x.cols());
-    let recent: Vec<u8> = extra.map_or_else(Vec::new, |e| e.recent().into_iter().map(u8::from).collect());
     let session = Session::begin(op, cuda)?;
     session.require_supported("x", T::DTYPE)?;
     let entries = extra.map(|extra| extra.bank.len());
@@ -106,7 +104,7 @@ fn run<T: Element>(
     let bank = extra.map(|extra| {
         let uploaded = session.upload_mat(extra.bank.embeddings())?;
         let ids = [session.upload(extra.ids)?, session.upload(extra.bank.ids())?];
-        Ok((uploaded, ids, session.upload(&recent)?))
+        Ok((uploaded, ids, session.upload(extra.bank.stamps())?, extra.oldest()))
     });
     let bank = bank.transpose()?;
     let pairs = n.min(m);
@@ -119,11 +117,12 @@ fn run<T: Element>(
         y,
         options,
         groups: groups.as_ref().map(|[rows, cols]| RawGroups { rows: rows.raw(n), cols: cols.raw(m) }),
-        bank: bank.as_ref().map(|((_, entries), [ids, entry_ids], counts)| RawBank {
+        bank: bank.as_ref().map(|((_, entries), [ids, entry_ids], stamps, oldest)| RawBank {
             entries: *entries,
             ids: ids.raw(n),
             entry_ids: entry_ids.raw(entries.rows),
-            id_counts: if entries.rows == 0 { RawBuf::NULL } else { counts.raw(entries.rows) },
+            stamps: stamps.raw(entries.rows),
+            oldest: *oldest,
         }),
         positive: positive.raw(pairs),
         rows: rows.raw(),

@@ -59,6 +59,7 @@ pub(crate) const IMAGES: &[Image] = &[
         ]
     ),
     image!("goal", ["goal_finalize"]),
+    image!("memory_bank", ["bank_push_16", "bank_push_32"]),
     image!(
         "mine",
         [

@@ -20,7 +20,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::top_k::{Fallback, Pick, TopKOptions};
 
-const OP: &str = "mine_top_k";
+pub(super) const OP: &str = "mine_top_k";
 
 /// Threads of a block of `mine_top_k_merge`.
 const MERGE_BLOCK: u32 = 128;
@@ -45,8 +45,10 @@ pub struct RawBank {
     pub ids: RawBuf,
     /// One i64 per entry: an entry of the anchor's id is no candidate.
     pub entry_ids: RawBuf,
-    /// One byte per entry, 0 where that rule does not hold; [`RawBuf::NULL`]: it holds for all.
-    pub id_counts: RawBuf,
+    /// One u64 per entry, by which that rule holds for those of `oldest` or more; [`RawBuf::NULL`]: it holds for all.
+    pub stamps: RawBuf,
+    /// See `stamps`.
+    pub oldest: u64,
 }
 
 /// Arguments of [`raw::mine_top_k`](super::raw::mine_top_k).
@@ -218,7 +220,7 @@ fn check_arguments(a: &RawTopK<'_>) -> Result<Plan> {
         inputs.push(("bank", bank.entries.check(OP, "bank")?));
         inputs.push(("bank.ids", bank.ids.check::<i64>(OP, "bank.ids", n)?));
         inputs.push(("bank.entry_ids", bank.entry_ids.check::<i64>(OP, "bank.entry_ids", entries.0)?));
-        inputs.push(check_optional::<u8>(OP, "bank.id_counts", bank.id_counts, entries.0)?);
+        inputs.push(check_optional::<u64>(OP, "bank.stamps", bank.stamps, entries.0)?);
     }
     let mut outputs = vec![("positive", a.positive.check::<f32>(OP, "positive", n.min(m))?)];
     let names = [["rows.index", "rows.value", "rows.survivors"], ["cols.index", "cols.value", "cols.survivors"]];
@@ -247,10 +249,11 @@ fn sweep_params(a: &RawTopK<'_>, plan: &Plan, [x, y]: [Operand; 2]) -> TopKParam
         inv_y: y.inv,
         row_ids,
         col_ids,
-        id_counts: 0,
+        stamps: 0,
         pos: a.positive.ptr,
         rows: plan.rows.params(base),
         cols: plan.cols.params(base),
+        oldest: 0,
         ldx: x.row_stride as i64,
         ldy: y.row_stride as i64,
         far,
@@ -282,8 +285,9 @@ fn bank_params(batch: &TopKParams, bank: &RawBank, entries: Operand, plan: &Plan
         inv_y: entries.inv,
         row_ids: bank.ids.ptr,
         col_ids: bank.entry_ids.ptr,
-        id_counts: bank.id_counts.ptr,
+        stamps: bank.stamps.ptr,
         cols: TopKSide { len: 0, ..batch.cols },
+        oldest: bank.oldest,
         ldy: entries.row_stride as i64,
         m: bank.entries.rows as u32,
         col_splits: plan.splits[2] as u32,

@@ -28,17 +28,18 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/top_k.h`.
-    TopKParams: 248 {
+    TopKParams: 256 {
         x: u64,
         y: u64,
         inv_x: u64,
         inv_y: u64,
         row_ids: u64,
         col_ids: u64,
-        id_counts: u64,
+        stamps: u64,
         pos: u64,
         rows: TopKSide,
         cols: TopKSide,
+        oldest: u64,
         ldx: i64,
         ldy: i64,
         far: f64,

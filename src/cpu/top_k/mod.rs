@@ -108,8 +108,8 @@ fn run<T: Element>(
         let bank = extra.bank.embeddings();
         let [_, bank_scales] = unit_scales(cpu, nothing(d), bank, options.normalization);
         let bank = Rows { mat: bank, scales: bank_scales.as_deref() };
-        let recent = extra.recent();
-        let excluded = Excluded::Bank { anchors: extra.ids, entries: extra.bank.ids(), recent: &recent };
+        let (entries, stamps, oldest) = (extra.bank.ids(), extra.bank.stamps(), extra.oldest());
+        let excluded = Excluded::Bank { anchors: extra.ids, entries, stamps, oldest };
         let visit_bank =
             |(): &mut (), tile: super::sweep::Tile<'_, T::Acc>| visit(cpu, &rows, None, tile, m, &excluded);
         sweep(cpu, x, bank, |_, _| true, |_| (), visit_bank, |_, ()| ());

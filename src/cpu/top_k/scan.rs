@@ -17,11 +17,12 @@ pub(super) const GROUP: usize = 32;
 #[derive(Clone, Copy)]
 pub(super) enum Excluded<'a> {
     Batch(Exclusion<'a>),
-    /// Entries of a bank: those of the anchor's own id, where `recent` says that the id counts.
+    /// Entries of a bank: those of the anchor's own id with a stamp of `oldest` or more.
     Bank {
         anchors: &'a [i64],
         entries: &'a [i64],
-        recent: &'a [bool],
+        stamps: &'a [u64],
+        oldest: u64,
     },
 }
 
@@ -29,7 +30,7 @@ impl Excluded<'_> {
     fn excludes(&self, i: usize, j: usize) -> bool {
         match self {
             Self::Batch(exclusion) => exclusion.excludes(i, j),
-            Self::Bank { anchors, entries, recent } => anchors[i] == entries[j] && recent[j],
+            Self::Bank { anchors, entries, stamps, oldest } => anchors[i] == entries[j] && stamps[j] >= *oldest,
         }
     }
 
@@ -49,10 +50,10 @@ impl Excluded<'_> {
                     same(row, &groups.cols[cols.clone()], groups.rows[i]);
                 }
             }
-            Self::Bank { anchors, entries, recent } => {
-                let entries = entries[cols.clone()].iter().zip(&recent[cols.clone()]);
-                for (x, (&id, &recent)) in row.iter_mut().zip(entries) {
-                    *x = if recent & (id == anchors[i]) { A::NAN } else { *x };
+            Self::Bank { anchors, entries, stamps, oldest } => {
+                let entries = entries[cols.clone()].iter().zip(&stamps[cols.clone()]);
+                for (x, (&id, stamp)) in row.iter_mut().zip(entries) {
+                    *x = if (stamp >= oldest) & (id == anchors[i]) { A::NAN } else { *x };
                 }
             }
         }
