@@ -35,44 +35,97 @@ fn ln(x: f64) -> f64 {
 const MOST_SIMILAR: f64 = 0.875;
 
 /// Keys of one direction.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Keys {
     kind: Kind,
     /// The direction's point in the sequence of random numbers.
     start: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Kind {
     Similarity,
     Random,
-    /// Factors of the two logarithms.
-    Distance(f64, f64),
+    Distance(Box<Weights>),
+}
+
+/// Keys of distance-weighted sampling, and upper bounds on their two parts: of most candidates it shows without a logarithm
+/// that others come first.
+#[derive(Debug)]
+struct Weights {
+    far: f64,
+    near: f64,
+    /// Of the logarithm of the weight, by similarity in steps of `1 / BINS`. Infinite where nothing is known.
+    log_weight: [f64; Self::BINS],
+    /// Of the noise, by the highest 8 random bits.
+    noise: [f64; 256],
+}
+
+impl Weights {
+    const BINS: usize = 512;
+
+    fn new(d: usize) -> Self {
+        let (far, near) = distance_factors(d);
+        let mut all = Self { far, near, log_weight: [f64::INFINITY; Self::BINS], noise: [f64::INFINITY; 256] };
+        // The logarithm of the weight is convex from three features on, so that it is largest at an end of a bin.
+        if d >= 3 {
+            let end = |bin: usize| all.log_weight(bin as f64 / Self::BINS as f64);
+            all.log_weight = std::array::from_fn(|bin| above(end(bin).max(end(bin + 1))));
+        }
+        for (byte, bound) in all.noise.iter_mut().enumerate().take(255) {
+            *bound = above(-ln(-ln((byte as f64 + 1.0) / 256.0)));
+        }
+        all
+    }
+
+    #[inline(always)]
+    fn log_weight(&self, similarity: f64) -> f64 {
+        let s = if similarity < MOST_SIMILAR { similarity } else { MOST_SIMILAR };
+        self.far * ln(2.0 - 2.0 * s) + self.near * ln((1.0 + s) / 2.0)
+    }
+
+    #[inline(always)]
+    fn key(&self, bits: u64, similarity: f64) -> f64 {
+        let uniform = ((bits >> 12) as f64 + 0.5) * (1.0 / (1u64 << 52) as f64);
+        self.log_weight(similarity) - ln(-ln(uniform))
+    }
+
+    /// What a key is not above.
+    #[inline(always)]
+    fn bound(&self, bits: u64, similarity: f64) -> f64 {
+        let bin = (similarity * Self::BINS as f64) as usize;
+        self.log_weight[bin.min(Self::BINS - 1)] + self.noise[(bits >> 56) as usize]
+    }
+}
+
+/// Room for the rounding errors of logarithms and sums.
+fn above(value: f64) -> f64 {
+    value + 1e-9 * (1.0 + value.abs())
 }
 
 impl Keys {
     /// `direction` is 0 for rows and 1 for columns, `d` the number of features.
     pub(super) fn new(pick: Pick, direction: u64, d: usize) -> Self {
-        let (far, near) = distance_factors(d);
         let kind = match pick {
             Pick::Hardest => Kind::Similarity,
             Pick::Random { .. } => Kind::Random,
-            Pick::DistanceWeighted { .. } => Kind::Distance(far, near),
+            Pick::DistanceWeighted { .. } => Kind::Distance(Box::new(Weights::new(d))),
         };
         Self { kind, start: start(pick, direction) }
     }
 
-    /// The key of a candidate, which has a weight if weights are asked for.
+    /// The key of a candidate, which has a weight if weights are asked for; `None` only if the key is less than `floor`.
     #[inline(always)]
-    pub(super) fn key(&self, anchor: usize, candidate: i32, similarity: f64) -> u64 {
-        match self.kind {
-            Kind::Similarity => order(similarity),
-            Kind::Random => self.bits(anchor, candidate),
-            Kind::Distance(far, near) => {
-                let s = if similarity < MOST_SIMILAR { similarity } else { MOST_SIMILAR };
-                let log_weight = far * ln(2.0 - 2.0 * s) + near * ln((1.0 + s) / 2.0);
-                let uniform = ((self.bits(anchor, candidate) >> 12) as f64 + 0.5) * (1.0 / (1u64 << 52) as f64);
-                order(log_weight - ln(-ln(uniform)))
+    pub(super) fn key(&self, floor: u64, anchor: usize, candidate: i32, similarity: f64) -> Option<u64> {
+        match &self.kind {
+            Kind::Similarity => Some(order(similarity)),
+            Kind::Random => Some(self.bits(anchor, candidate)),
+            Kind::Distance(weights) => {
+                let bits = self.bits(anchor, candidate);
+                if order(weights.bound(bits, similarity)) < floor {
+                    return None;
+                }
+                Some(order(weights.key(bits, similarity)))
             }
         }
     }
@@ -115,8 +168,25 @@ mod tests {
             for direction in 0..2 {
                 let keys = Keys::new(Pick::Random { seed }, direction, 8);
                 let want = reference::random_bits(seed, direction, a as u32, c as u32);
-                assert_eq!(keys.key(a, c, 0.3), want);
+                assert_eq!(keys.key(0, a, c, 0.3), Some(want));
             }
+        }
+    }
+
+    #[test]
+    fn bounds_are_above_the_keys_and_not_far() {
+        for d in [1, 2, 3, 8, 512, 4096] {
+            let keys = Keys::new(Pick::DistanceWeighted { seed: 1 }, 0, d);
+            let Kind::Distance(weights) = &keys.kind else { panic!("no weights") };
+            let mut close = 0;
+            for i in 0..100_000 {
+                let s = 0.02 + f64::from(i) * 1.2e-5;
+                let bits = keys.bits(i as usize, 7);
+                let (key, bound) = (weights.key(bits, s), weights.bound(bits, s));
+                assert!(key <= bound, "{d} {s}: {key} above {bound}");
+                close += u32::from(bound - key < 0.1 + 0.01 * d as f64);
+            }
+            assert!(d < 3 || close > 90_000, "{d}: {close}");
         }
     }
 }

@@ -72,7 +72,7 @@ impl<A: Accum> Best<A> {
 }
 
 /// How candidates of one direction are ranked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Ranking {
     pub(super) keys: Keys,
     by_similarity: bool,
@@ -158,8 +158,10 @@ impl<A: Accum> Lists<A> {
         if self.left_out.is_some() {
             return self.offer_to_both(ranking, a, value, index);
         }
-        let key = ranking.keys.key(self.first + a, index, value.to_f64());
-        self.offer_best(ranking, a, Entry { key, value, index });
+        let floor = self.best.floor[a].0;
+        if let Some(key) = ranking.keys.key(floor, self.first + a, index, value.to_f64()) {
+            self.offer_best(ranking, a, Entry { key, value, index });
+        }
     }
 
     #[inline(always)]
@@ -185,8 +187,10 @@ impl<A: Accum> Lists<A> {
     }
 
     fn draw(&mut self, ranking: &Ranking, a: usize, entry: Entry<A>) {
-        let key = ranking.keys.key(self.first + a, entry.index, entry.value.to_f64());
-        self.offer_best(ranking, a, Entry { key, ..entry });
+        let floor = self.best.floor[a].0;
+        if let Some(key) = ranking.keys.key(floor, self.first + a, entry.index, entry.value.to_f64()) {
+            self.offer_best(ranking, a, Entry { key, ..entry });
+        }
     }
 
     /// Draws among what turns out not to be among the hardest.

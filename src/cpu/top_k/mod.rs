@@ -54,7 +54,8 @@ fn side<A: Accum>(
     let ranking = Ranking::new(options, direction, d);
     let bounds: Vec<(A, A)> = (0..anchors).map(|a| bounds(options, positive.get(a).copied())).collect();
     let lists = |(g, bounds)| Mutex::new(Lists::new(&ranking, g * GROUP, bounds, candidates));
-    Side { ranking, groups: bounds.chunks(GROUP).enumerate().map(lists).collect() }
+    let groups = bounds.chunks(GROUP).enumerate().map(lists).collect();
+    Side { ranking, groups }
 }
 
 /// What the anchors have selected.
