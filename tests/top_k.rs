@@ -269,6 +269,55 @@ fn threads_do_not_change_the_selection() {
     }
 }
 
+/// Bands of rows and blocks of columns are taken from both ends: candidates do not come in ascending order.
+#[test]
+fn the_lowest_of_equal_candidates_win_in_whatever_order_they_come() {
+    for shape @ (n, m, d) in [(900, 700, 300), (900, 1000, 100)] {
+        let (x, y) = (Matrix::<f32>::new(&vec![1.0; n * d], n, d, TIGHT), Matrix::new(&vec![1.0; m * d], m, d, TIGHT));
+        let options = TopKOptions { normalization: Normalization::None, ..TopKOptions::hardest(20) };
+        let lowest = |a: usize| (0..21).filter(|&j| j != a as i32).take(20).collect::<Vec<_>>();
+        for threads in [2, 4] {
+            let cpu = Cpu::with_threads(threads).expect("threads");
+            let got = cpu::mine_top_k(&cpu, x.view(), y.view(), &options).expect("mine_top_k");
+            for (side, anchors) in [(&got.rows, n), (&got.cols, m)] {
+                for a in 0..anchors {
+                    assert_eq!(side.of(a).0, lowest(a), "{shape:?}, {threads} threads, anchor {a}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_infinite_similarity_is_a_candidate_like_any_other() {
+    on_every_backend(|backend| {
+        let x = Matrix::<f32>::new(&[f64::INFINITY, 1.0], 2, 1, TIGHT);
+        let y = Matrix::<f32>::new(&[-1.0, 1.0, -2.0], 3, 1, TIGHT);
+        for fallback in [Fallback::Skip, Fallback::Easiest] {
+            let options = TopKOptions { normalization: Normalization::None, fallback, ..TopKOptions::hardest(2) };
+            let got = backend.mine_top_k(x.view(), y.view(), &options).expect("mine_top_k");
+            assert_eq!(got.rows.index, [1, 2, 0, 2]);
+            assert_eq!(got.rows.value, [f32::INFINITY, f32::NEG_INFINITY, -1.0, -2.0]);
+            assert_eq!(got.cols.index, [1, NONE, 0, NONE, 1, 0]);
+            assert_eq!(got.cols.value[4..], [-2.0, f32::NEG_INFINITY]);
+            assert_eq!(got.cols.survivors, [1, 1, 2]);
+        }
+    });
+}
+
+#[test]
+fn f64_is_refused_on_cuda() {
+    on_every_backend(|backend| {
+        let x = Matrix::<f64>::new(&[1.0; 6], 2, 3, TIGHT);
+        let got = backend.mine_top_k(x.view(), x.view(), &TopKOptions::default());
+        if is_cuda(backend) {
+            assert!(matches!(got, Err(Error::UnsupportedDType { op: "mine_top_k", .. })), "{got:?}");
+        } else {
+            assert!(got.is_ok());
+        }
+    });
+}
+
 /// Draws are as frequent as their probabilities say.
 #[test]
 fn samples_follow_their_distribution() {
