@@ -167,3 +167,63 @@ pub fn mine_top_k_with_bank<T: Element>(
     check::bank_columns(OP, (x.rows(), x.cols()), y.rows(), (entries.rows(), entries.cols()), bank.ids.len())?;
     Ok(run(cpu, x, y, Some(bank), options))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::sweep::Tile;
+    use crate::top_k::{Fallback, Pick};
+
+    /// What rows and columns select if the tiles come in this order of their first rows and columns.
+    fn in_order(
+        options: &TopKOptions<'_>,
+        tiles: &[(usize, usize)],
+        value: impl Fn(usize, usize) -> f32,
+    ) -> [Selected<f32>; 2] {
+        const EXTENT: usize = 160;
+        let cpu = Cpu::with_threads(1).unwrap();
+        let sides = [0, 1].map(|direction| side::<f32>(options, (direction, 8), EXTENT, EXTENT, &[0.5; EXTENT]));
+        let excluded = Excluded::Batch(Exclusion { pairs: EXTENT, groups: None });
+        for &(row, col) in tiles {
+            let (rows, cols) = (row..(row + 80).min(EXTENT), col..(col + 64).min(EXTENT));
+            let mut data = vec![f32::NAN; rows.len() * 64];
+            for (r, i) in rows.clone().enumerate() {
+                cols.clone().enumerate().for_each(|(c, j)| data[r * 64 + c] = value(i, j));
+            }
+            visit(&cpu, &sides[0], Some(&sides[1]), Tile { data: &mut data, ld: 64, rows, cols }, 0, &excluded);
+        }
+        sides.map(|side| finish(&cpu, side, EXTENT, options.k))
+    }
+
+    #[test]
+    fn the_order_of_tiles_changes_nothing() {
+        let ascending = [(0, 0), (0, 64), (0, 128), (80, 0), (80, 64), (80, 128)];
+        let descending: Vec<_> = ascending.into_iter().rev().collect();
+        let mixed = [(80, 64), (0, 128), (80, 0), (0, 0), (80, 128), (0, 64)];
+        let values: [fn(usize, usize) -> f32; 3] = [
+            |_, _| 0.25,
+            |i, j| ((i * 7 + j * 3) % 5) as f32 / 8.0,
+            |i, j| if i == 3 { f32::NAN } else { j as f32 / 256.0 },
+        ];
+        let random = TopKOptions { pick: Pick::Random { seed: 1 }, skip: 9, ..TopKOptions::hardest(10) };
+        let rules = [
+            TopKOptions::hardest(20),
+            TopKOptions::semi_hard(7, Fallback::Easiest),
+            random,
+            TopKOptions { window: Some((2.0, 3.0)), fallback: Fallback::Easiest, ..random },
+        ];
+        for options in &rules {
+            for value in values {
+                let want = in_order(options, &ascending, value);
+                for tiles in [&descending[..], &mixed] {
+                    let got = in_order(options, tiles, value);
+                    for (got, want) in got.iter().zip(&want) {
+                        assert_eq!((&got.index, &got.survivors), (&want.index, &want.survivors));
+                    }
+                }
+            }
+        }
+        let [rows, _] = in_order(&TopKOptions::hardest(3), &descending, |_, _| 0.25);
+        assert_eq!((rows.of(0).0, rows.of(100).0), (&[1, 2, 3][..], &[0, 1, 2][..]));
+    }
+}
