@@ -7,12 +7,14 @@ use super::goal_plan::RawGroups;
 use super::kernels::Kernels;
 use super::launch::launch;
 use super::mine::{check_groups, check_optional};
-use super::plan::{TILE_BLOCK, TILE_SHARED_BYTES};
+use super::plan::{MAX_SPLITS, TILE_BLOCK, TILE_SHARED_BYTES};
 use super::prepare::{Operand, Prepare, Wants, by_dtype};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
 use super::sweep::{MergeTo, Mining, Select, Stats};
-use super::top_k_params::{ENTRY_BYTES, PLANES, TopKMergeParams, TopKParams, TopKSide, margin_code, parts, pick_code};
+use super::top_k_params::{
+    ENTRY_BYTES, MERGED, PLANES, TopKMergeParams, TopKParams, TopKSide, margin_code, parts, pick_code,
+};
 use super::workspace::{Layout, Region};
 use crate::check;
 use crate::cpu::top_k_rule::{distance_factors, start, window};
@@ -100,11 +102,13 @@ impl Lists {
         anchors: usize,
         candidates: usize,
         slots: usize,
+        reserved: Option<(usize, usize)>,
     ) -> Result<Self> {
         let (skip, keep) = places(options, candidates);
+        let (entries, states) = reserved.unwrap_or((slots * (skip + keep), slots));
         Ok(Self {
-            lists: layout.take::<u8>(&[slots, anchors, skip + keep, ENTRY_BYTES])?,
-            state: layout.take::<u32>(&[PLANES, slots, anchors])?,
+            lists: layout.take::<u8>(&[anchors, entries, ENTRY_BYTES])?,
+            state: layout.take::<u32>(&[PLANES, states, anchors])?,
             len: anchors,
             slots,
             skip,
@@ -163,14 +167,17 @@ impl Plan {
         let row_parts = parts(n, total(places(options, n)), 1);
         let row_places = total(places(options, m.saturating_add(entries)));
         let col_parts = parts(m, row_places, lists);
+        // With a bank room for any number of entries: a workspace that serves a full one serves it while it fills.
+        let most = (MERGED.min(2 * MAX_SPLITS * (options.skip + options.k)), 2 * MAX_SPLITS);
+        let reserved = bank.is_some().then_some(most);
         let bank_parts = if bank.is_some() { parts(entries, row_places, lists) } else { 0 };
         Ok(Self {
             prepare,
             bank,
             pairs,
             unread,
-            rows: Lists::new(&mut layout, options, 0, n, m.saturating_add(entries), col_parts + bank_parts)?,
-            cols: Lists::new(&mut layout, options, 1, m, n, row_parts)?,
+            rows: Lists::new(&mut layout, options, 0, n, m.saturating_add(entries), col_parts + bank_parts, reserved)?,
+            cols: Lists::new(&mut layout, options, 1, m, n, row_parts, None)?,
             splits: [row_parts, col_parts, bank_parts],
             bytes: layout.total(),
         })
@@ -180,7 +187,7 @@ impl Plan {
 /// Bytes of workspace that `mine_top_k` needs for `x` (`n × d`) and `y` (`m × d`) of type `dtype`, and a bank of `entries`
 /// entries if there is one, whatever the alignment of the operands. Host arithmetic only. Of `options` the normalisation,
 /// `k`, `skip` and the pick matter. `O(n + m)` lists of `k + skip` entries of 16 bytes, one per part of the candidates: at most
-/// 16 parts, and no more than fit 4096 entries together.
+/// 16 parts, and no more than fit 4096 entries together. The size for a full bank serves it with fewer entries too.
 ///
 /// # Errors
 /// [`Error::TooLarge`](crate::Error::TooLarge).
@@ -357,5 +364,30 @@ pub unsafe fn mine_top_k_raw(kernels: &Kernels, stream: &CudaStream, a: &RawTopK
             launch(kernels, stream, name, grid(&sweep), TILE_BLOCK, TILE_SHARED_BYTES, &sweep)?;
         }
         launch(kernels, stream, "mine_top_k_merge", ((n + m) as u32, 1, 1), MERGE_BLOCK, shared, &merge)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_workspace_of_a_full_bank_serves_it_while_it_fills() {
+        for (k, skip) in [(1, 0), (10, 3), (300, 0), (1024, 1024)] {
+            let options = TopKOptions { skip, ..TopKOptions::hardest(k) };
+            let options = [options, TopKOptions { pick: Pick::Random { seed: 1 }, ..options }];
+            for options in &options {
+                let bytes = |entries| mine_top_k_workspace_bytes(300, 200, Some(entries), 24, DType::F16, options);
+                let full = bytes(4000).unwrap();
+                assert!((0..4000).step_by(37).all(|entries| bytes(entries).unwrap() <= full), "{options:?}");
+                for entries in [0, 1, 820, 2048, 2176, 4000] {
+                    let mat = |rows| RawMat::new(256, rows, 24, DType::F16);
+                    let plan = Plan::new([&mat(300), &mat(200)], Some(&mat(entries)), options, false).unwrap();
+                    let used = plan.rows.slots * (plan.rows.skip + plan.rows.keep);
+                    assert!(plan.bytes <= full && used <= MERGED && plan.rows.slots <= 2 * MAX_SPLITS);
+                    assert!(used <= 2 * MAX_SPLITS * (skip + k));
+                }
+            }
+        }
     }
 }
