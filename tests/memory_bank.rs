@@ -124,6 +124,26 @@ fn recent_entries_of_the_same_id_are_the_anchor_itself() {
     });
 }
 
+#[test]
+fn a_bank_alone_and_a_bank_without_entries() {
+    on_every_backend(|backend| {
+        let mut bank = MemoryBank::<f32>::new(300, 1).expect("bank");
+        let x = rows(&[1.0, -1.0], 1);
+        let options = TopKOptions { normalization: Normalization::None, ..TopKOptions::hardest(2) };
+        let chosen = |bank: &MemoryBank<f32>, y| {
+            let columns = BankColumns { bank, ids: &[-1, -2], self_within: None };
+            backend.mine_top_k_with_bank(x, y, &columns, &options).expect("mine").rows
+        };
+        let (none, some) = (MatRef::new(&[], 0, 1).expect("no rows"), rows(&[0.5, 0.25], 1));
+        assert_eq!(chosen(&bank, none).index, [NONE; 4]);
+        assert_eq!(chosen(&bank, some).index, [1, NONE, 0, NONE]);
+        push_numbers(&mut bank, 0, 290);
+        assert_eq!(chosen(&bank, none).index, [289, 288, 0, 1]);
+        assert_eq!(chosen(&bank, some).index, [291, 290, 2, 0]);
+        assert_eq!(chosen(&bank, some).survivors, [291, 291]);
+    });
+}
+
 fn bank_case<T: Element>(backend: &Backend, seed: u64) {
     let mut rng = Rng::new(seed);
     let (n, m, d) = (1 + rng.below(90), rng.below(90), 1 + rng.below(30));
