@@ -90,6 +90,13 @@ impl Weights {
         self.log_weight(similarity) - ln(-ln(uniform))
     }
 
+    /// As [`Keys::key`]. Apart, so that it does not weigh on the loops of the other keys.
+    #[inline(never)]
+    fn key_from(&self, floor: u64, bits: u64, similarity: f64) -> Option<u64> {
+        let late = order(self.bound(bits, similarity)) < floor;
+        if late { None } else { Some(order(self.key(bits, similarity))) }
+    }
+
     /// What a key is not above.
     #[inline(always)]
     fn bound(&self, bits: u64, similarity: f64) -> f64 {
@@ -120,13 +127,7 @@ impl Keys {
         match &self.kind {
             Kind::Similarity => Some(order(similarity)),
             Kind::Random => Some(self.bits(anchor, candidate)),
-            Kind::Distance(weights) => {
-                let bits = self.bits(anchor, candidate);
-                if order(weights.bound(bits, similarity)) < floor {
-                    return None;
-                }
-                Some(order(weights.key(bits, similarity)))
-            }
+            Kind::Distance(weights) => weights.key_from(floor, self.bits(anchor, candidate), similarity),
         }
     }
 
