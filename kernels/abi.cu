@@ -17,6 +17,7 @@
 #include "params/memory_bank.h"
 #include "params/mine.h"
 #include "params/pairwise.h"
+#include "params/positive_ranks.h"
 #include "params/ranks.h"
 #include "params/row_norms.h"
 #include "params/top_k.h"
@@ -154,6 +155,13 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         F(src) F(ids) F(embeddings) F(out_ids) F(out_stamps) F(ld) F(stamp) F(first) F(rows) F(capacity) F(cursor) F(d) F(pad_)
     }
     {
+        using S = PositiveRanksParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(inv_x) F(inv_y) F(row_offsets) F(row_candidates) F(col_offsets) F(col_candidates) F(col_pairs)
+        F(grades) F(score) F(row_rank) F(col_rank) F(ldx) F(ldy) F(n) F(m) F(d) F(pairs) F(row_splits) F(col_splits)
+        F(ties) F(pad_)
+    }
+    {
         using S = PairwiseTiles;
         w.put(sizeof(S));
         F(x) F(y) F(inv_x) F(inv_y) F(row_groups) F(col_groups) F(ignore_rows) F(ignore_cols) F(log_q) F(pos) F(lowest)
@@ -177,7 +185,7 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         F(zero_x) F(zero_y) F(nan_x) F(nan_y) F(overflow) F(reserved)
     }
     {
-        using S = PairwisePart;
+        using S = PairwiseBlock;
         w.put(sizeof(S));
         F(loss) F(positive) F(active) F(mean) F(anchors_rows) F(anchors_cols) F(zero_x) F(zero_y) F(nan_x) F(nan_y)
         F(pad_)
@@ -192,7 +200,8 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
     {
         using S = PairwiseWeightsParams;
         w.put(sizeof(S));
-        F(tiles) F(row_coefficients) F(col_coefficients) F(scale) F(w) F(diagonal) F(sums) F(ldw) F(first_tile)
+        F(tiles) F(row_coefficients) F(col_coefficients) F(scale) F(w) F(diagonal) F(sums) F(row_flags)
+        F(col_flags) F(counts) F(ldw) F(first_tile)
         F(end_tile) F(row_splits) F(col_splits)
     }
     {
@@ -210,8 +219,8 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
     {
         using S = PairwiseFinishParams;
         w.put(sizeof(S));
-        F(x) F(y) F(diagonal) F(upstream) F(sums) F(report) F(ldg) F(per_scale) F(per_bias) F(factor) F(d) F(pairs)
-        F(accumulate) F(sums_count) F(pad_)
+        F(x) F(y) F(diagonal) F(upstream) F(sums) F(row_flags) F(col_flags) F(counts) F(report) F(ldg) F(per_scale) F(per_bias) F(factor) F(d) F(pairs)
+        F(accumulate) F(sums_count) F(n) F(m) F(pad_)
     }
 }
 
@@ -237,7 +246,7 @@ __device__ __forceinline__ void put_constants(Writer& w) {
     for (uint32_t code : {kStatsNone, kStatsSecond, kStatsLin, kStatsSig}) w.put(code);
     for (uint32_t code : {kTripletCon, kTripletHinge, kTripletNca, kTripletCir}) w.put(code);
     for (uint32_t code : {kPairCon, kPairLin, kPairSig, kPairLinMs, kPairSigMs}) w.put(code);
-    for (uint32_t count : {kSetPlanes, kRowPlanes, kColPlanes, kPairLines, kPairFinish, kPairZeroed}) w.put(count);
+    for (uint32_t count : {kSetPlanes, kRowPlanes, kColPlanes, kPairLines, kPairFinish, kPairZeroed, kWaveSums}) w.put(count);
     for (uint32_t code : {kFormSoftmax, kFormSigLip, kFormMulti, kFormCircle, kFormTriplet, kFormContrastive, kFormLifted,
                           kFormRanked}) {
         w.put(code);

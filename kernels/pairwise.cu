@@ -8,6 +8,7 @@
 //     infinity (logit - infinity: 2^ that is 0)
 //
 //   row_parts, other_parts  partial states, common/pairwise.cuh, of 0 splits where there is no pair
+//   or no statistics are needed (SigLIP, whose loss and counts pairwise_finish writes)
 //   pos (min(n, m)), inv (lines), weights, log_q  f32 or null where not wanted
 //   skip_x (n), skip_y (m) u8;  blocks (grid), scale, report: params/pairwise.h.  Outputs must not alias anything.
 //
@@ -18,7 +19,6 @@
 //         which order sums are taken. Identical bits between runs and devices.
 // Needs   sm_80.
 #include "common/pairwise.cuh"
-#include "common/reduce.cuh"
 
 namespace {
 
@@ -110,7 +110,6 @@ __device__ void row_terms(AnchorTerms& a, const PairwiseFinalizeParams& p, const
         case kFormSigLip:
             a.neg_scale = p.k[0];
             a.pos_scale = -p.k[0];
-            a.loss = double(neg.sum) + double(pos.sum);
             return;
         case kFormContrastive:
             a.neg_scale = 1.0;
@@ -126,7 +125,7 @@ __device__ void row_terms(AnchorTerms& a, const PairwiseFinalizeParams& p, const
     }
 }
 
-__device__ __forceinline__ void add_part(PairwisePart& a, const PairwisePart& b) {
+__device__ __forceinline__ void add_part(PairwiseBlock& a, const PairwiseBlock& b) {
     a.loss[0] += b.loss[0];
     a.loss[1] += b.loss[1];
     a.positive += b.positive;
@@ -141,8 +140,8 @@ __device__ __forceinline__ void add_part(PairwisePart& a, const PairwisePart& b)
     a.nan_y += b.nan_y;
 }
 
-__device__ __forceinline__ PairwisePart sum_parts(const PairwisePart& v) {
-    PairwisePart r{};
+__device__ __forceinline__ PairwiseBlock sum_parts(const PairwiseBlock& v) {
+    PairwiseBlock r{};
     r.loss[0] = warp_sum(v.loss[0]);
     r.loss[1] = warp_sum(v.loss[1]);
     r.positive = warp_sum(v.positive);
@@ -167,7 +166,7 @@ __device__ void paired_terms(AnchorTerms& a, const PairwiseFinalizeParams& p, co
     if (p.form == kFormTriplet) {
         a.neg_shift = s;
         a.neg_scale = 1.0;
-        a.pos_constant = -double(neg.count);
+        a.pos_constant = s == s ? -double(neg.count) : double(s);
         a.loss = neg.sum;
         return;
     }
@@ -176,7 +175,7 @@ __device__ void paired_terms(AnchorTerms& a, const PairwiseFinalizeParams& p, co
 
 __device__ __forceinline__ AnchorTerms no_terms() { return {infinite(), 0.0, infinite(), 0.0, 0.0, 0.0, 0.0}; }
 
-__device__ void finish_row(const PairwiseFinalizeParams& p, uint32_t i, PairwisePart& part) {
+__device__ void finish_row(const PairwiseFinalizeParams& p, uint32_t i, PairwiseBlock& part) {
     const bool left_out = ignored(p.ignore_rows, i);
     const double weight = p.row_weights == nullptr ? 1.0 : double(p.row_weights[i]);
     AnchorTerms a = no_terms();
@@ -213,7 +212,7 @@ __device__ void finish_row(const PairwiseFinalizeParams& p, uint32_t i, Pairwise
     if (p.skip_x != nullptr) p.skip_x[i] = left_out || (p.normalised && inv != inv);
 }
 
-__device__ void finish_col(const PairwiseFinalizeParams& p, uint32_t j, PairwisePart& part) {
+__device__ void finish_col(const PairwiseFinalizeParams& p, uint32_t j, PairwiseBlock& part) {
     const bool pair = p.both && is_pair(p, j);
     part.anchors_cols = p.both ? pair : p.col_flags[j] != 0;
     const float inv = p.inv_y[j];
@@ -242,11 +241,11 @@ __device__ __forceinline__ bool last_to_come(uint32_t* ticket, bool& shared_flag
     return shared_flag;
 }
 
-__device__ PairwisePart load_part(const PairwisePart* at) {
-    constexpr uint32_t kWords = sizeof(PairwisePart) / 8;
+__device__ PairwiseBlock load_part(const PairwiseBlock* at) {
+    constexpr uint32_t kWords = sizeof(PairwiseBlock) / 8;
     union {
         unsigned long long words[kWords];
-        PairwisePart part;
+        PairwiseBlock part;
     } r{};
     const auto* words = reinterpret_cast<const unsigned long long*>(at);
 #pragma unroll
@@ -254,7 +253,7 @@ __device__ PairwisePart load_part(const PairwisePart* at) {
     return r.part;
 }
 
-__device__ void write_report(const PairwiseFinalizeParams& p, const PairwisePart& total) {
+__device__ void write_report(const PairwiseFinalizeParams& p, const PairwiseBlock& total) {
     const double mean = total.mean == 0 ? 0.0 : 1.0 / double(total.mean);
     double kappa[2] = {mean, mean};  // of rows or positives, of columns or negatives
     if (p.form == kFormTriplet) kappa[0] = kappa[1] = 1.0;
@@ -278,11 +277,11 @@ __device__ void write_report(const PairwiseFinalizeParams& p, const PairwisePart
 }
 
 // Of block-wide parts, in thread 0.
-__device__ PairwisePart over_block(const PairwisePart& mine, PairwisePart* scratch) {
-    const PairwisePart sum = sum_parts(mine);
+__device__ PairwiseBlock over_block(const PairwiseBlock& mine, PairwiseBlock* scratch) {
+    const PairwiseBlock sum = sum_parts(mine);
     if (lane_id() == 0) scratch[warp_id()] = sum;
     __syncthreads();  // every warp's part is in place
-    PairwisePart total{};
+    PairwiseBlock total{};
     if (threadIdx.x == 0) {
         for (uint32_t w = 0; w < kPairLines / kWarpSize; ++w) add_part(total, scratch[w]);
     }
@@ -307,16 +306,16 @@ extern "C" __global__ void __launch_bounds__(kPairLines)
 
 extern "C" __global__ void __launch_bounds__(kPairLines)
     pairwise_finalize(const __grid_constant__ PairwiseFinalizeParams p) {
-    __shared__ PairwisePart scratch[kPairLines / kWarpSize];
+    __shared__ PairwiseBlock scratch[kPairLines / kWarpSize];
     __shared__ bool last;
-    PairwisePart part{};
+    PairwiseBlock part{};
     const uint64_t at = uint64_t(blockIdx.x) * kPairLines + threadIdx.x;
     if (at < p.n) finish_row(p, uint32_t(at), part);
     else if (at < uint64_t(p.n) + p.m) finish_col(p, uint32_t(at - p.n), part);
     part = over_block(part, scratch);
     if (threadIdx.x == 0) p.blocks[blockIdx.x] = part;
     if (!last_to_come(p.ticket, last)) return;
-    PairwisePart all{};
+    PairwiseBlock all{};
     for (uint32_t b = threadIdx.x; b < gridDim.x; b += kPairLines) add_part(all, load_part(p.blocks + b));
     all = over_block(all, scratch);
     if (threadIdx.x == 0) write_report(p, all);

@@ -2,10 +2,10 @@
 //
 //   g_i = sums of products + diagonal_i v_i, v_i the row of the same index of the other matrix
 //   dx_i (+)= u (g_i - u_i (u_i . g_i)) / r_i; without normalisation u g_i; exactly 0 for a zero row
-//   Report: d_scale and d_bias from the waves' sums of W S and of W, overflow.
+//   Report: d_scale and d_bias from the waves' sums of W S and of W, overflow; for SigLIP also loss and counts.
 //
 //   own, other (rows, d) T: f32 | f16 | bf16, base and rows aligned to 16 bytes;  out (rows, d) G: T or f32, any stride
-//   g (rows, ldg) f32, one or two of them;  diagonal (pairs) f32;  sums (count, 2) f64
+//   g (rows, ldg) f32, one or two of them;  diagonal (pairs) f32;  sums (count, 4) f64
 //   Outputs must not alias anything.
 //
 // Work    a block per row of X, then of Y; a thread takes 4 columns at a time. Two passes over a normalised row: for
@@ -143,26 +143,44 @@ __device__ __forceinline__ void finish_row_of(const PairwiseFinishSide& s, const
     if (sizeof(G) == 2 && overflow > 0) atomicAdd(&p.report->overflow, overflow);
 }
 
-// Derivatives with respect to the objective's own parameters: the first warp of the grid adds up the waves' sums.
-__device__ __forceinline__ void parameter_gradients(const PairwiseFinishParams& p) {
+// Number of flags that are set, in every lane of the warp.
+__device__ __forceinline__ uint32_t count_flags(const uint32_t* flags, uint32_t count) {
+    uint32_t set = 0;
+    for (uint32_t at = lane_id(); at < count; at += kWarpSize) set += flags[at];
+    return warp_sum(set);
+}
+
+// What the report needs of W: the first warp of the grid adds up the waves' sums.
+__device__ __forceinline__ void finish_report(const PairwiseFinishParams& p) {
     if (blockIdx.x != 0 || warp_id() != 0 || p.sums_count == 0) return;
-    double ws = 0.0, w = 0.0;
+    double sums[kWaveSums] = {};
     for (uint32_t at = lane_id(); at < p.sums_count; at += kWarpSize) {
-        ws += p.sums[2 * size_t(at)];
-        w += p.sums[2 * size_t(at) + 1];
+#pragma unroll
+        for (uint32_t k = 0; k < kWaveSums; ++k) sums[k] += p.sums[kWaveSums * size_t(at) + k];
     }
-    ws = warp_sum(ws);
-    w = warp_sum(w);
+#pragma unroll
+    for (uint32_t k = 0; k < kWaveSums; ++k) sums[k] = warp_sum(sums[k]);
+    PairwiseReport& r = *p.report;
+    if (lane_id() == 0) {
+        const double upstream = double(p.factor) * (p.upstream == nullptr ? 1.0 : double(*p.upstream));
+        r.d_scale = p.per_scale == 0.0 ? 0.0 : upstream * sums[0] * p.per_scale;
+        r.d_bias = p.per_bias == 0.0 ? 0.0 : upstream * sums[1] * p.per_bias;
+    }
+    if (p.row_flags == nullptr) return;
+    const uint32_t rows = count_flags(p.row_flags, p.n), cols = count_flags(p.col_flags, p.m);
     if (lane_id() != 0) return;
-    const double upstream = double(p.factor) * (p.upstream == nullptr ? 1.0 : double(*p.upstream));
-    p.report->d_scale = p.per_scale == 0.0 ? 0.0 : upstream * ws * p.per_scale;
-    p.report->d_bias = p.per_bias == 0.0 ? 0.0 : upstream * w * p.per_bias;
+    r.loss = sums[2] * p.per_scale;
+    r.negatives = p.counts[0];
+    r.positives = p.counts[1];
+    r.mean_positive = r.positives == 0 ? 0.0 : sums[3] / double(r.positives);
+    r.anchors_rows = rows;
+    r.anchors_cols = cols;
 }
 
 template <typename T, typename G>
 __device__ __forceinline__ void finish_body(const PairwiseFinishParams& p) {
     __shared__ float scratch[kPairFinish / kWarpSize];
-    parameter_gradients(p);
+    finish_report(p);
     const bool of_x = blockIdx.x < p.x.rows;
     finish_row_of<T, G>(of_x ? p.x : p.y, p, of_x ? blockIdx.x : blockIdx.x - p.x.rows, scratch);
 }

@@ -18,61 +18,24 @@
 // Order   a thread's elements ascending, then a fixed tree, then the warps, then the tiles ascending. Integer atomics alone
 //         (counts of pairs); splits by shape alone: identical bits between runs, streams, devices of one architecture.
 // Needs   sm_80.
-#include "common/pairwise.cuh"
-#include "common/reduce.cuh"
+#include "common/pairwise_sets.cuh"
 
 namespace {
 
-// In the freed stage. Index [0] is the rows' negatives, [1] the other set.
-struct StatsScratch {
-    float top[2][4][kTile];  // per warp beside each other (rows) or above each other (columns, 2 of them)
-    float sum[2][4][kTile];
-    float aux[2][4][kTile];
-    uint32_t count[2][4][kTile];
-    float reference[2][kTile];
-    float total[4][kTile];
-    uint32_t raw[4][kTile];
-};
-static_assert(sizeof(StatsScratch) <= kStageBytes, "the epilogue lives in one stage");
-
-__device__ __forceinline__ uint32_t line_bits(uint64_t bits, int i) { return uint32_t(bits >> (8 * i)) & 0xffu; }
-
 template <bool kBoth>
-struct Statistics {
+struct Statistics : TileSets<kBoth> {
+    using Base = TileSets<kBoth>;
+    using Base::line;
+    using Base::q;
+    using Base::scratch;
+    using Base::set;
+    using Base::thread;
+
     const PairwiseStatsParams& p;
     const PairwiseTiles& t;
-    StatsScratch& scratch;
-    const TileThread thread;
-    const uint32_t set = thread.index / kTile;
-    const uint32_t line = thread.index % kTile;
-    float q[8];  // logarithms of the columns' probabilities, to base 2
 
     __device__ __forceinline__ Statistics(const PairwiseStatsParams& params, StatsScratch& s)
-        : p(params), t(params.tiles), scratch(s) {}
-
-    template <typename V>
-    __device__ __forceinline__ void put_rows(V (&v)[8], V (&to)[4][kTile]) const {
-        join_rows(v, thread, [](V a, V b) { return a + b; });
-        to[thread.warp_col()][thread.joined_row(0)] = v[0];
-        to[thread.warp_col()][thread.joined_row(1)] = v[1];
-    }
-    template <typename V>
-    __device__ __forceinline__ void put_cols(V (&v)[8], V (&to)[4][kTile]) const {
-        join_cols(v, thread, [](V a, V b) { return a + b; });
-        to[thread.warp_row()][thread.joined_col()] = v[0];
-    }
-    // Over the warps that share this thread's set, in order.
-    template <typename V>
-    __device__ __forceinline__ V over_warps(const V (&from)[2][4][kTile]) const {
-        V v = from[set][0][line] + from[set][1][line];
-        if (!kBoth || set == 0) v = v + from[set][2][line] + from[set][3][line];
-        return v;
-    }
-    __device__ __forceinline__ float top_over_warps() const {
-        float v = max_nan(scratch.top[set][0][line], scratch.top[set][1][line]);
-        if (!kBoth || set == 0) v = max_nan(max_nan(v, scratch.top[set][2][line]), scratch.top[set][3][line]);
-        return v;
-    }
+        : Base(s), p(params), t(params.tiles) {}
 
     // --- what a thread knows of its own 8 rows and 8 columns ----------------------------------------------------------
 
@@ -87,13 +50,6 @@ struct Statistics {
         }
     }
 
-    __device__ __forceinline__ void flag_columns(uint64_t pos, uint32_t col0) const {
-#pragma unroll
-        for (int k = 0; k < 8; ++k) {
-            if (pos >> k & 0x0101010101010101u) p.col_flags[col0 + thread.col(k)] = 1;
-        }
-    }
-
     // Sum and number of the similarities of all positives, before any of them is left out.
     __device__ __forceinline__ void put_positives(const float (&acc)[4][4][4], uint64_t pos) const {
         float total[8];
@@ -105,8 +61,8 @@ struct Statistics {
 #pragma unroll
             for (int k = 0; k < 8; ++k) total[i] += pos >> (8 * i + k) & 1 ? element(acc, i, k) : 0.0f;
         }
-        put_rows(total, scratch.total);
-        put_rows(raw, scratch.raw);
+        this->put_rows(total, scratch.total);
+        this->put_rows(raw, scratch.raw);
     }
 
     // Every similarity becomes what is maximised or summed of it.
@@ -132,116 +88,6 @@ struct Statistics {
         transform(acc, pos, [&](float s) { return l.neg(s); }, [&](float s) { return l.pos(s); });
     }
 
-    // --- the parts of a set in this tile ------------------------------------------------------------------------------
-
-    __device__ __forceinline__ void row_tops(const float (&acc)[4][4][4], uint64_t bits, float (&to)[4][kTile]) const {
-        float v[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            v[i] = neg_infinity();
-#pragma unroll
-            for (int k = 0; k < 8; ++k) {
-                v[i] = max_nan(v[i], bits >> (8 * i + k) & 1 ? element(acc, i, k) - q[k] : neg_infinity());
-            }
-        }
-        join_rows(v, thread, [](float a, float b) { return max_nan(a, b); });
-        to[thread.warp_col()][thread.joined_row(0)] = v[0];
-        to[thread.warp_col()][thread.joined_row(1)] = v[1];
-    }
-    __device__ __forceinline__ void col_tops(const float (&acc)[4][4][4], uint64_t bits, float (&to)[4][kTile]) const {
-        float v[8];
-#pragma unroll
-        for (int k = 0; k < 8; ++k) {
-            v[k] = neg_infinity();
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                v[k] = max_nan(v[k], bits >> (8 * i + k) & 1 ? element(acc, i, k) : neg_infinity());
-            }
-        }
-        join_cols(v, thread, [](float a, float b) { return max_nan(a, b); });
-        to[thread.warp_row()][thread.joined_col()] = v[0];
-    }
-
-    // Of the tile's part of the sets `which`: sum of 2^(u - reference), and what goes with it.
-    __device__ __forceinline__ void row_sums(const float (&acc)[4][4][4], uint64_t bits, int which, bool weighted) const {
-        float sum[8], aux[8];
-        uint32_t count[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const float reference = scratch.reference[which][thread.row(i)];
-            sum[i] = 0.0f;
-            aux[i] = 0.0f;
-            count[i] = __popc(line_bits(bits, i));
-#pragma unroll
-            for (int k = 0; k < 8; ++k) {
-                const float u = element(acc, i, k) - q[k];
-                const float e = exp2_fast(u - reference);
-                const bool member = bits >> (8 * i + k) & 1;
-                sum[i] += member ? e : 0.0f;
-                if (which == 1) aux[i] += member ? u : 0.0f;
-                else if (weighted) aux[i] += member ? e * u : 0.0f;
-            }
-        }
-        put_rows(sum, scratch.sum[which]);
-        if (which == 1 || weighted) put_rows(aux, scratch.aux[which]);
-        put_rows(count, scratch.count[which]);
-    }
-    __device__ __forceinline__ void col_sums(const float (&acc)[4][4][4], uint64_t bits) const {
-        float sum[8];
-#pragma unroll
-        for (int k = 0; k < 8; ++k) {
-            const float reference = scratch.reference[1][thread.col(k)];
-            sum[k] = 0.0f;
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                const float e = exp2_fast(element(acc, i, k) - reference);
-                sum[k] += bits >> (8 * i + k) & 1 ? e : 0.0f;
-            }
-        }
-        put_cols(sum, scratch.sum[1]);
-    }
-
-    // Sums of the terms themselves; value(element, row i, column k) is one, active(value) whether it counts.
-    template <typename Value, typename Active>
-    __device__ __forceinline__ void plain_rows(const float (&acc)[4][4][4], uint64_t bits, int which, Value value,
-                                               Active active) const {
-        float sum[8];
-        uint32_t count[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            sum[i] = 0.0f;
-            count[i] = 0;
-#pragma unroll
-            for (int k = 0; k < 8; ++k) {
-                const float v = value(element(acc, i, k), i);
-                const bool member = (bits >> (8 * i + k) & 1) && active(v);
-                sum[i] += member ? v : 0.0f;
-                count[i] += member ? 1u : 0u;
-            }
-        }
-        put_rows(sum, scratch.sum[which]);
-        put_rows(count, scratch.count[which]);
-    }
-    template <typename Value, typename Active>
-    __device__ __forceinline__ void plain_cols(const float (&acc)[4][4][4], uint64_t bits, Value value, Active active) const {
-        float sum[8];
-        uint32_t count[8];
-#pragma unroll
-        for (int k = 0; k < 8; ++k) {
-            sum[k] = 0.0f;
-            count[k] = 0;
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                const float v = value(element(acc, i, k), k);
-                const bool member = (bits >> (8 * i + k) & 1) && active(v);
-                sum[k] += member ? v : 0.0f;
-                count[k] += member ? 1u : 0u;
-            }
-        }
-        put_cols(sum, scratch.sum[1]);
-        put_cols(count, scratch.count[1]);
-    }
-
     // --- this thread's set ----------------------------------------------------------------------------------------------
 
     __device__ __forceinline__ bool of_columns() const { return kBoth && set == 1; }
@@ -259,36 +105,40 @@ struct Statistics {
     }
 
     // The tile of a form with a softmax. `any` tells whether the block has positives here.
+    template <bool kPlain>
     __device__ __forceinline__ void softmax(float (&acc)[4][4][4], const PairBits& bits, bool any, SetState& state) const {
         const bool weighted = !kBoth && t.form == kFormRanked;
-        row_tops(acc, bits.neg, scratch.top[0]);
-        if (kBoth) col_tops(acc, bits.neg, scratch.top[1]);
-        else if (any) row_tops(acc, bits.pos, scratch.top[1]);
+        this->template row_tops<kPlain>(acc, bits.neg, scratch.top[0]);
+        if (kBoth) this->template col_tops<kPlain>(acc, bits.neg, scratch.top[1]);
+        else if (any) this->template row_tops<false>(acc, bits.pos, scratch.top[1]);
         __syncthreads();  // the largest logits are in place
         const bool mine = set == 0 || kBoth || any;
         const float before = state.max;
-        if (mine) state.max = max_nan(before, top_over_warps());
+        if (mine) state.max = max_nan(before, this->top_over_warps());
         // Without a finite logit every term is 2^-infinity.
         scratch.reference[set][line] = state.max == neg_infinity() ? 0.0f : state.max;
         __syncthreads();  // the references are in place
-        row_sums(acc, bits.neg, 0, weighted);
-        if (kBoth) col_sums(acc, bits.neg);
-        else if (any) row_sums(acc, bits.pos, 1, false);
+        if (kBoth) {
+            this->template both_sums<kPlain>(acc, bits.neg);
+        } else {
+            this->template row_sums<kPlain>(acc, bits.neg, 0, weighted);
+            if (any) this->template row_sums<false>(acc, bits.pos, 1, false);
+        }
         __syncthreads();  // the sums are in place
         if (!mine) return;
         const float shift = shift_of(before, state.max);
-        state.sum = state.sum * shift + over_warps(scratch.sum);
+        state.sum = state.sum * shift + this->over_warps(scratch.sum);
         if (of_columns()) return;
-        if (set == 1) state.aux += over_warps(scratch.aux);
-        else if (weighted) state.aux = state.aux * shift + over_warps(scratch.aux);
-        state.count += over_warps(scratch.count);
+        if (set == 1) state.aux += this->over_warps(scratch.aux);
+        else if (weighted) state.aux = state.aux * shift + this->over_warps(scratch.aux);
+        state.count += this->over_warps(scratch.count);
     }
 
-    __device__ __forceinline__ void add_plain(bool any, SetState& state) const {
+    __device__ __forceinline__ void add_terms(bool any, SetState& state) const {
         __syncthreads();  // the sums are in place
         if (set == 1 && !kBoth && !any) return;
-        state.sum += over_warps(scratch.sum);
-        state.count += over_warps(scratch.count);
+        state.sum += this->over_warps(scratch.sum);
+        state.count += this->over_warps(scratch.count);
     }
 
     __device__ __forceinline__ void triplet(const float (&acc)[4][4][4], const PairBits& bits, uint32_t row0, uint32_t col0,
@@ -300,11 +150,11 @@ struct Statistics {
         float pair[8];
 #pragma unroll
         for (int i = 0; i < 8; ++i) pair[i] = own(row0 + thread.row(i));
-        plain_rows(acc, bits.neg, 0, [&](float s, int i) { return t.c[0] + s - pair[i]; }, violated);
+        this->term_rows(acc, bits.neg, 0, [&](float s, int i) { return t.c[0] + s - pair[i]; }, violated);
 #pragma unroll
         for (int k = 0; k < 8; ++k) pair[k] = own(col0 + thread.col(k));
-        plain_cols(acc, bits.neg, [&](float s, int k) { return t.c[0] + s - pair[k]; }, violated);
-        add_plain(true, state);
+        this->term_cols(acc, bits.neg, [&](float s, int k) { return t.c[0] + s - pair[k]; }, violated);
+        add_terms(true, state);
     }
 
     __device__ __forceinline__ void extremes(float (&acc)[4][4][4], const PairBits& bits, bool any, SetState& state) const {
@@ -327,27 +177,20 @@ struct Statistics {
         tops(bits.neg, false, scratch.top[0]);
         if (any) tops(bits.pos, true, scratch.top[1]);
         __syncthreads();  // the extremes are in place
-        if (set == 0 || any) state.max = fmaxf(state.max, top_over_warps());
+        if (set == 0 || any) state.max = fmaxf(state.max, this->top_over_warps());
     }
 
-    __device__ __forceinline__ void of_rows(float (&acc)[4][4][4], PairBits& bits, uint32_t row0, bool any,
+    __device__ __forceinline__ void of_rows(float (&acc)[4][4][4], PairBits& bits, uint32_t row0, bool plain, bool any,
                                             SetState& state) const {
-        const auto all = [](float) { return true; };
         const auto active = [](float v) { return !(v <= 0.0f); };
         const auto same = [](float v, int) { return v; };
         const float c0 = t.c[0], c1 = t.c[1];
         switch (t.form) {
-            case kFormSigLip:
-                transform(acc, bits.pos, [&](float s) { return softplus_fast(fmaf(c0, s, c1)); },
-                          [&](float s) { return softplus_fast(-fmaf(c0, s, c1)); });
-                plain_rows(acc, bits.neg, 0, same, all);
-                if (any) plain_rows(acc, bits.pos, 1, same, all);
-                return add_plain(any, state);
             case kFormContrastive:
                 transform(acc, bits.pos, [&](float s) { return s - c1; }, [&](float s) { return c0 - s; });
-                plain_rows(acc, bits.neg, 0, same, active);
-                if (any) plain_rows(acc, bits.pos, 1, same, active);
-                return add_plain(any, state);
+                this->term_rows(acc, bits.neg, 0, same, active);
+                if (any) this->term_rows(acc, bits.pos, 1, same, active);
+                return add_terms(any, state);
             case kFormMulti:
                 if (t.lowest != nullptr) keep_mined(t, thread, acc, bits, row0);
                 transform(acc, bits.pos, MultiLogits{t.c});
@@ -366,7 +209,9 @@ struct Statistics {
             }
             default: transform(acc, 0, [&](float s) { return c0 * s; }, [&](float s) { return s; });
         }
-        softmax(acc, bits, any, state);
+        const bool refined = t.form == kFormRanked || t.lowest != nullptr;
+        if (plain && !refined) softmax<true>(acc, bits, any, state);
+        else softmax<false>(acc, bits, any, state);
     }
 
     // Everything between the products of a tile and their effect on this thread's set.
@@ -375,6 +220,7 @@ struct Statistics {
         const uint32_t first_line = of_columns() ? col0 : row0;
         SetState state = load(first_line, of_columns() ? first_row : first_col);  // early: it arrives behind the logits
         scale_tile(acc, thread, t.inv_x, t.inv_y, row0, col0, t.n, t.m);
+        const bool plain = all_negative(t, row0, col0) && t.log_q == nullptr;
         PairBits bits = classify(t, thread, row0, col0);
         if (row0 == col0 && p.pos != nullptr) write_pairs(acc, row0, col0);
         const bool any = __syncthreads_or(bits.pos != 0);  // also: nobody reads the last stage
@@ -385,16 +231,17 @@ struct Statistics {
         }
         negatives += __popcll(bits.neg);
         positives += __popcll(bits.pos);
-        if (any && p.col_flags != nullptr) flag_columns(bits.pos, col0);
+        if (any && p.col_flags != nullptr) flag_columns(thread, bits.pos, col0, p.col_flags);
         load_log_q(t, thread, col0, q);
         if (kBoth && t.form == kFormTriplet) {
             triplet(acc, bits, row0, col0, state);
         } else if (kBoth) {
             transform(acc, 0, [&](float s) { return t.c[0] * s; }, [&](float s) { return s; });
-            softmax(acc, bits, any, state);
+            if (plain) softmax<true>(acc, bits, any, state);
+            else softmax<false>(acc, bits, any, state);
         } else {
             if (any) put_positives(acc, bits.pos);
-            of_rows(acc, bits, row0, any, state);
+            of_rows(acc, bits, row0, plain, any, state);
             if (any && set == 1) {
                 for (int w = 0; w < 4; ++w) {
                     state.total += scratch.total[w][line];
@@ -428,12 +275,7 @@ __device__ __forceinline__ void stats_body(const PairwiseStatsParams& p) {
             s.tile(acc, r * kTile, c * kTile, r == r_begin, c == c_begin, negatives, positives);
         }
     }
-    const unsigned long long all_negatives = warp_sum<unsigned long long>(negatives);
-    const unsigned long long all_positives = warp_sum<unsigned long long>(positives);
-    if (lane_id() == 0 && (all_negatives | all_positives) != 0) {
-        atomicAdd(p.counts, all_negatives);
-        atomicAdd(p.counts + 1, all_positives);
-    }
+    add_counts(negatives, positives, p.counts);
 }
 
 }  // namespace

@@ -2,26 +2,40 @@
 //
 //   W_ij = kappa (what row i says of the pair + what column j says of it)      by the form, docs/maths.md
 //   w[i - first, j] = W_ij inv_x[i] inv_y[j], 0 for pairs that are ignored, for own pairs that are positive and outside
-//   diagonal[i] = W_ii of an own pair that is positive, else 0;  sums: of W S and of W, every pair included
+//   diagonal[i] = W_ii of an own pair that is positive, else 0;  sums: of W S and of W, every pair included; of a form whose
+//   weights need no statistics (SigLIP) its loss, its pairs and who has a positive
 //   Own pairs are kept apart because their weight can be as large as all others of the row together: in 16 bits its
 //   rounding alone would be as large as they are.
 //
 //   x (n, d), y (m, d)   T: f32 | f16 | bf16, row-major, base and rows aligned to 16 bytes
 //   w (wave rows, ldw)   bf16 for 16-bit T (whose range is that of f32: weights may be as small as e^-80), f32 for f32
-//   diagonal (min(n, m)) f32;  sums (blocks, 2) f64.  No output may alias an input or another output.
+//   diagonal (min(n, m)) f32;  sums (blocks, 4) f64;  flags u32, counts u64.  No output may alias an input or another output.
 //
 // Work    the wave's tiles are dealt to row_splits x col_splits blocks; a block goes through its rectangle, columns
 //         innermost. Whole tiles are written: what follows needs no edges.
 // Launch  grid = (col_splits, row_splits), block = 256, 98,304 bytes of dynamic shared memory.
 // Bound   tensor cores (f32: FMA), 2 n m d per step, and the store of n m elements.
-// Order   S has the same bits as in pairwise_stats. Sums: a thread's elements and tiles ascending in f64, then a fixed tree.
+// Order   S has the same bits as in pairwise_stats. Sums: a thread's elements ascending, the warp by a fixed tree, then tiles and
+//         warps ascending in f64.
 // Needs   sm_80.
 #include <type_traits>
 
 #include "common/pairwise.cuh"
-#include "common/reduce.cuh"
 
 namespace {
+
+// What the warps add up over their tiles, in shared memory: the registers are needed. of[] as kWaveSums says.
+struct Sums {
+    double of[kWaveSums][kTileThreads / kWarpSize];
+    uint32_t negatives[kTileThreads / kWarpSize];
+    uint32_t positives[kTileThreads / kWarpSize];
+
+    // Every lane of the warp has a part of the tile's sum.
+    __device__ __forceinline__ void add(uint32_t k, float part) {
+        const float sum = warp_sum(part);
+        if (lane_id() == 0) of[k][warp_id()] += double(sum);
+    }
+};
 
 // What row i of 8 of the thread says.
 struct RowCoefficients {
@@ -50,7 +64,7 @@ struct Weights {
 
     // Replaces every similarity by its weight: negative(s, row, k), or positive(s, row, k) for the few that are positive.
     template <bool kSums, typename Negative, typename Positive>
-    __device__ __forceinline__ void fill(float (&acc)[4][4][4], const PairBits& bits, uint32_t row0, double (&sums)[2],
+    __device__ __forceinline__ void fill(float (&acc)[4][4][4], const PairBits& bits, uint32_t row0, Sums& sums,
                                          Negative negative, Positive positive) const {
         float ws = 0.0f, w_sum = 0.0f;
 #pragma unroll
@@ -83,13 +97,18 @@ struct Weights {
             }
         }
         if (kSums) {
-            sums[0] += ws;
-            sums[1] += w_sum;
+            sums.add(0, ws);
+            sums.add(1, w_sum);
         }
     }
 
+    // Weight of a violation; NaN if it cannot be told to be one.
+    static __device__ __forceinline__ float hinge(float violation, float weight) {
+        return violation > 0.0f ? weight : violation != violation ? violation : 0.0f;
+    }
+
     __device__ __forceinline__ void of_both(float (&acc)[4][4][4], const PairBits& bits, uint32_t row0, uint32_t col0,
-                                            double (&sums)[2]) const {
+                                            Sums& sums) const {
         const float c0 = t.c[0];
         float shift[8], factor[8];
 #pragma unroll
@@ -105,29 +124,91 @@ struct Weights {
         if (t.form == kFormTriplet) {
             fill<false>(acc, bits, row0, sums,
                         [&](float s, const RowCoefficients& r, int k) {
-                            const float w = (c0 + s - r.neg_shift <= 0.0f ? 0.0f : r.neg_scale) +
-                                            (c0 + s - shift[k] <= 0.0f ? 0.0f : factor[k]);
-                            return s != s ? s : w;
+                            return hinge(c0 + s - r.neg_shift, r.neg_scale) + hinge(c0 + s - shift[k], factor[k]);
                         },
                         positive);
             return;
         }
         float q[8];
         load_log_q(t, thread, col0, q);
+        float high[2] = {neg_infinity(), neg_infinity()}, low[2] = {neg_infinity(), neg_infinity()};  // low: of -x
+#pragma unroll
+        for (int k = 0; k < 8; ++k) {
+            const float of_row = __ldg(p.row_coefficients + min(row0 + thread.row(k), t.n - 1));
+            const float of_col = shift[k] - q[k];
+            high[0] = max_nan(high[0], of_row), low[0] = max_nan(low[0], -of_row);
+            high[1] = max_nan(high[1], of_col), low[1] = max_nan(low[1], -of_col);
+        }
+        // NaN and infinities, of anchors without weights, are not near either. The same for the warp, which sums together.
+        if (!__all_sync(kFullWarp, high[0] + low[1] <= kNear && high[1] + low[0] <= kNear)) {
+            fill<true>(acc, bits, row0, sums,
+                       [&](float s, const RowCoefficients& r, int k) {
+                           const float u = c0 * s;
+                           return r.neg_scale * exp2_fast(u - q[k] - r.neg_shift) + factor[k] * exp2_fast(u - shift[k]);
+                       },
+                       positive);
+            return;
+        }
+        // One exponential for both, as in TileSets::both_sums().
+        const float origin = high[0];
+#pragma unroll
+        for (int k = 0; k < 8; ++k) factor[k] *= exp2_fast(origin - (shift[k] - q[k]));
         fill<true>(acc, bits, row0, sums,
                    [&](float s, const RowCoefficients& r, int k) {
-                       const float u = c0 * s;
-                       return r.neg_scale * exp2_fast(u - q[k] - r.neg_shift) + factor[k] * exp2_fast(u - shift[k]);
+                       const float scale_of_pair = fmaf(exp2_fast(r.neg_shift - origin), factor[k], r.neg_scale);
+                       return scale_of_pair * exp2_fast(c0 * s - q[k] - r.neg_shift);
                    },
                    positive);
     }
 
+    // The weights of this form need no statistics, so that its loss and its counts are found here.
+    __device__ __forceinline__ void sig_lip(float (&acc)[4][4][4], const PairBits& bits, uint32_t row0, uint32_t col0,
+                                            Sums& sums) const {
+        const uint32_t negatives = warp_sum<uint32_t>(__popcll(bits.neg));
+        const uint32_t positives = warp_sum<uint32_t>(__popcll(bits.pos));
+        if (lane_id() == 0) {
+            sums.negatives[warp_id()] += negatives;
+            sums.positives[warp_id()] += positives;
+        }
+        if (bits.pos != 0) {
+            flag_rows(thread, bits.pos, row0, p.row_flags);
+            flag_columns(thread, bits.pos, col0, p.col_flags);
+        }
+        const float c0 = t.c[0], c1 = t.c[1];
+        float loss = 0.0f, similarity = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const RowCoefficients r = row(row0, i);
+            float of_row = 0.0f;
+#pragma unroll
+            for (int k = 0; k < 8; ++k) {
+                const float term = softplus_fast(fmaf(c0, element(acc, i, k), c1));
+                of_row += bits.neg >> (8 * i + k) & 1 ? term : 0.0f;
+            }
+            loss = fmaf(r.neg_scale, of_row, loss);
+            if ((bits.pos >> (8 * i) & 0xff) == 0) continue;
+            of_row = 0.0f;
+#pragma unroll
+            for (int k = 0; k < 8; ++k) {
+                const float s = element(acc, i, k);
+                const bool positive = bits.pos >> (8 * i + k) & 1;
+                of_row += positive ? softplus_fast(-fmaf(c0, s, c1)) : 0.0f;
+                similarity += positive ? s : 0.0f;
+            }
+            loss = fmaf(-r.pos_scale, of_row, loss);
+        }
+        sums.add(2, loss);
+        sums.add(3, similarity);
+        fill<true>(acc, bits, row0, sums,
+                   [&](float s, const RowCoefficients& r, int) { return r.neg_scale * sigmoid_fast(fmaf(c0, s, c1)); },
+                   [&](float s, const RowCoefficients& r, int) { return r.pos_scale * sigmoid_fast(-fmaf(c0, s, c1)); });
+    }
+
     // Forms of which a pair's weight is scale 2^(logit - shift) slope.
     template <typename Logits, typename NegSlope, typename PosSlope>
-    __device__ __forceinline__ void fill_softmax(float (&acc)[4][4][4], const PairBits& bits, uint32_t row0, const Logits& l,
-                                                 NegSlope neg_slope, PosSlope pos_slope) const {
-        double none[2];
-        fill<false>(acc, bits, row0, none,
+    __device__ __forceinline__ void fill_softmax(float (&acc)[4][4][4], const PairBits& bits, uint32_t row0, Sums& sums,
+                                                 const Logits& l, NegSlope neg_slope, PosSlope pos_slope) const {
+        fill<false>(acc, bits, row0, sums,
                     [&](float s, const RowCoefficients& r, int) {
                         return r.neg_scale * exp2_fast(l.neg(s) - r.neg_shift) * neg_slope(s);
                     },
@@ -137,54 +218,45 @@ struct Weights {
     }
 
     __device__ __forceinline__ void of_rows(float (&acc)[4][4][4], PairBits& bits, uint32_t row0, uint32_t col0,
-                                            double (&sums)[2]) const {
+                                            Sums& sums) const {
         const float c0 = t.c[0], c1 = t.c[1];
         const auto one = [](float) { return 1.0f; };
-        double none[2];
         switch (t.form) {
-            case kFormSigLip:
-                return fill<true>(acc, bits, row0, sums,
-                                  [&](float s, const RowCoefficients& r, int) {
-                                      return r.neg_scale * sigmoid_fast(fmaf(c0, s, c1));
-                                  },
-                                  [&](float s, const RowCoefficients& r, int) {
-                                      return r.pos_scale * sigmoid_fast(-fmaf(c0, s, c1));
-                                  });
+            case kFormSigLip: return sig_lip(acc, bits, row0, col0, sums);
             case kFormContrastive:
-                return fill<false>(acc, bits, row0, none,
+                return fill<false>(acc, bits, row0, sums,
                                    [&](float s, const RowCoefficients& r, int) {
-                                       return s != s ? s : s > c1 ? r.neg_scale : 0.0f;
+                                       return hinge(s - c1, r.neg_scale);
                                    },
                                    [&](float s, const RowCoefficients& r, int) {
-                                       return s != s ? s : s < c0 ? r.pos_scale : 0.0f;
+                                       return hinge(c0 - s, r.pos_scale);
                                    });
             case kFormMulti:
                 if (t.lowest != nullptr) keep_mined(t, thread, acc, bits, row0);
-                return fill_softmax(acc, bits, row0, MultiLogits{t.c}, one, one);
+                return fill_softmax(acc, bits, row0, sums, MultiLogits{t.c}, one, one);
             case kFormCircle: {
                 const CircleLogits l{t.c};
                 const bool detached = t.c[3] != 0.0f;
                 if (detached) {
-                    return fill_softmax(acc, bits, row0, l, [&](float s) { return l.open_neg(s); },
+                    return fill_softmax(acc, bits, row0, sums, l, [&](float s) { return l.open_neg(s); },
                                         [&](float s) { return l.open_pos(s); });
                 }
-                return fill_softmax(acc, bits, row0, l, [&](float s) { return s + c1 > 0.0f ? 2.0f * s : s * 0.0f; },
+                return fill_softmax(acc, bits, row0, sums, l, [&](float s) { return s + c1 > 0.0f ? 2.0f * s : s * 0.0f; },
                                     [&](float s) { return 1.0f + c1 - s > 0.0f ? 2.0f * (1.0f - s) : s * 0.0f; });
             }
             case kFormLifted: {
                 const auto slope = [](float s) { return inverse_distance(s); };
-                return fill_softmax(acc, bits, row0, LiftedLogits{t.c}, slope, slope);
+                return fill_softmax(acc, bits, row0, sums, LiftedLogits{t.c}, slope, slope);
             }
             case kFormRanked: {
                 const RankedLogits l{t.c};
-                return fill<false>(acc, bits, row0, none,
+                return fill<false>(acc, bits, row0, sums,
                                    [&](float s, const RowCoefficients& r, int) {
                                        const float w = r.neg_scale * exp2_fast(l.neg(s) - r.neg_shift) * inverse_distance(s);
                                        return l.within(s) <= 0.0f ? 0.0f : w;
                                    },
                                    [&](float s, const RowCoefficients& r, int) {
-                                       const float w = l.pos(s) <= 0.0f ? 0.0f : r.pos_scale * inverse_distance(s);
-                                       return s != s ? s : w;
+                                       return hinge(l.pos(s), r.pos_scale * inverse_distance(s));
                                    });
             }
             default: {
@@ -256,7 +328,7 @@ struct Weights {
         else v[2] = c, v[3] = d;
     }
 
-    __device__ __forceinline__ void tile(float (&acc)[4][4][4], uint32_t row0, uint32_t col0, double (&sums)[2]) const {
+    __device__ __forceinline__ void tile(float (&acc)[4][4][4], uint32_t row0, uint32_t col0, Sums& sums) const {
         scale_tile(acc, thread, t.inv_x, t.inv_y, row0, col0, t.n, t.m);
         PairBits bits = classify(t, thread, row0, col0);
         if (kBoth) of_both(acc, bits, row0, col0, sums);
@@ -288,7 +360,7 @@ struct Weights {
 template <typename T, bool kBoth>
 __device__ __forceinline__ void weights_body(const PairwiseWeightsParams& p) {
     extern __shared__ __align__(128) char stages[];
-    __shared__ double scratch[2][kTileThreads / kWarpSize];
+    __shared__ Sums sums;
     const PairwiseTiles& t = p.tiles;
     const uint32_t row_tiles = p.end_tile - p.first_tile, col_tiles = tiles_of(t.m);
     const uint32_t r_begin = p.first_tile + part_begin(row_tiles, p.row_splits, blockIdx.y);
@@ -298,7 +370,10 @@ __device__ __forceinline__ void weights_body(const PairwiseWeightsParams& p) {
     const TileShape shape{t.ldx * int64_t(sizeof(T)), t.ldy * int64_t(sizeof(T)), t.n, t.m, t.d * uint32_t(sizeof(T))};
     TileStream<T, RectCursor> stream(
         stages, shape, {static_cast<const char*>(t.x), static_cast<const char*>(t.y), r_begin, r_end, c_begin, c_begin, c_end});
-    double sums[2] = {0.0, 0.0};
+    if (lane_id() == 0) {
+        for (uint32_t k = 0; k < kWaveSums; ++k) sums.of[k][warp_id()] = 0.0;
+        sums.negatives[warp_id()] = sums.positives[warp_id()] = 0;
+    }
     for (uint32_t r = r_begin; r < r_end; ++r) {
         for (uint32_t c = c_begin; c < c_end; ++c) {
             float acc[4][4][4];
@@ -308,15 +383,15 @@ __device__ __forceinline__ void weights_body(const PairwiseWeightsParams& p) {
             weights.tile(acc, r * kTile, c * kTile, sums);
         }
     }
-    for (int k = 0; k < 2; ++k) {
-        const double sum = warp_sum(sums[k]);
-        if (lane_id() == 0) scratch[k][warp_id()] = sum;
+    if (!kBoth && p.counts != nullptr && lane_id() == 0) {
+        atomicAdd(p.counts, static_cast<unsigned long long>(sums.negatives[warp_id()]));
+        atomicAdd(p.counts + 1, static_cast<unsigned long long>(sums.positives[warp_id()]));
     }
     __syncthreads();  // every warp's sums are in place
-    if (threadIdx.x >= 2) return;
+    if (threadIdx.x >= kWaveSums) return;
     double sum = 0.0;
-    for (uint32_t w = 0; w < kTileThreads / kWarpSize; ++w) sum += scratch[threadIdx.x][w];
-    p.sums[2 * (size_t(blockIdx.y) * gridDim.x + blockIdx.x) + threadIdx.x] = sum;
+    for (uint32_t w = 0; w < kTileThreads / kWarpSize; ++w) sum += sums.of[threadIdx.x][w];
+    p.sums[kWaveSums * (size_t(blockIdx.y) * gridDim.x + blockIdx.x) + threadIdx.x] = sum;
 }
 
 }  // namespace

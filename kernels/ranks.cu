@@ -15,24 +15,8 @@
 // Bound   tensor cores (f32: FMA), 2 n m d.
 // Order   free: integer sums, by atomic addition.
 // Needs   sm_80.
-#include "common/epilogue.cuh"
-#include "common/order.cuh"
+#include "common/ahead.cuh"
 #include "params/ranks.h"
-
-// Elements x with !(x <= bound) are ahead. Where a candidate equal to the score is behind, the bound is the score itself;
-// where it is ahead, the bound below. Beside a score of NaN everything is ahead: nothing is <= NaN.
-__device__ __forceinline__ float bound_with_equals(float score) { return score != score ? score : bound_below(score); }
-
-// The bounds of one line against the 128 candidates of a tile.
-struct LineBound {
-    float before;   // for candidates at places below `turn`
-    float after;    // for the others
-    uint32_t turn;  // 0 .. kTile
-
-    __device__ __forceinline__ bool mixed() const { return turn > 0 && turn < kTile; }
-    __device__ __forceinline__ float whole() const { return turn == 0 ? after : before; }
-    __device__ __forceinline__ float at(uint32_t place) const { return place < turn ? before : after; }
-};
 
 struct RankCounter {
     const RanksParams& p;
@@ -44,11 +28,7 @@ struct RankCounter {
     __device__ __forceinline__ LineBound bound(const float* scores, const int32_t* indices, uint32_t line, uint32_t len,
                                                uint32_t first) const {
         if (line >= len) return {0.0f, 0.0f, 0};
-        const float score = __ldg(scores + line);
-        if (p.ties == kTiesOptimistic) return {score, score, 0};
-        const float equals = bound_with_equals(score);
-        if (p.ties == kTiesPessimistic) return {equals, equals, 0};
-        return {equals, score, uint32_t(min(max(int64_t(__ldg(indices + line)) - int64_t(first), int64_t(0)), int64_t(kTile)))};
+        return line_bound(__ldg(scores + line), __ldg(indices + line), first, p.ties);
     }
 
     // Bit 8 i + k says whether element (i, k) exists and is not a positive. Returns whether all bits are set.
@@ -61,42 +41,14 @@ struct RankCounter {
         return false;
     }
 
-    // Elements of one of the thread's 8 lines that are ahead. `whole` says that one bound serves all of them, and that all
-    // are candidates.
-    template <bool kRows, bool kWhole>
-    __device__ __forceinline__ uint32_t ahead(const float (&acc)[4][4][4], uint64_t bits, const LineBound& bound,
-                                              int line) const {
-        uint32_t count = 0;
-#pragma unroll
-        for (int at = 0; at < 8; ++at) {
-            const int i = kRows ? line : at;
-            const int k = kRows ? at : line;
-            const float limit = kWhole ? bound.whole() : bound.at(kRows ? thread.col(k) : thread.row(i));
-            if (!(element(acc, i, k) <= limit) && (kWhole || (bits >> (8 * i + k) & 1))) count += 1;
-        }
-        return count;
-    }
-
-    // Elements of the warp that are ahead in the thread's 8 rows or columns, a byte per line: at most 32 or 64. `all` says
-    // that every element is a candidate.
+    // Elements of the warp that are ahead in the thread's 8 rows or columns, as count_lines() packs them.
     template <bool kRows>
     __device__ __forceinline__ void count(const float (&acc)[4][4][4], uint64_t bits, bool all, uint32_t row0, uint32_t col0,
                                           uint32_t (&words)[2]) const {
-        words[0] = words[1] = 0;
-#pragma unroll
-        for (int line = 0; line < 8; ++line) {
-            const LineBound b = kRows ? bound(p.row_score, p.row_index, row0 + thread.row(line), p.n, col0)
-                                      : bound(p.col_score, p.col_index, col0 + thread.col(line), p.m, row0);
-            // The warp takes the branch as one: in most tiles no line has its positive.
-            const bool whole = all && !__any_sync(~0u, b.mixed());
-            const uint32_t count = whole ? ahead<kRows, true>(acc, bits, b, line) : ahead<kRows, false>(acc, bits, b, line);
-            words[line >> 2] += count << (8 * (line & 3));
-        }
-#pragma unroll
-        for (int w = 0; w < 2; ++w) {
-#pragma unroll
-            for (int mask = kRows ? 1 : 4; mask < (kRows ? 4 : 32); mask <<= 1) words[w] += exchange(words[w], mask);
-        }
+        count_lines<kRows>(acc, bits, all, thread, words, [&](int line) {
+            return kRows ? bound(p.row_score, p.row_index, row0 + thread.row(line), p.n, col0)
+                         : bound(p.col_score, p.col_index, col0 + thread.col(line), p.m, row0);
+        });
     }
 };
 
@@ -128,10 +80,10 @@ __device__ __forceinline__ void ranks_body(const RanksParams& p) {
             const uint32_t lane = counter.thread.lane();
             uint32_t words[2];
             counter.count<true>(acc, bits, all, row0, col0, words);
-            row_counts[0] += words[0] >> (8 * (lane & 3)) & 0xffu;
-            row_counts[1] += words[1] >> (8 * (lane & 3)) & 0xffu;
+            row_counts[0] += joined_row_count(words, lane, 0);
+            row_counts[1] += joined_row_count(words, lane, 1);
             counter.count<false>(acc, bits, all, row0, col0, words);
-            const uint32_t count = (lane < 16 ? words[0] : words[1]) >> (8 * (lane >> 2 & 3)) & 0xffu;
+            const uint32_t count = joined_col_count(words, lane);
             const uint32_t col = col0 + counter.thread.joined_col();
             if (count != 0 && p.col_index[col] >= 0) atomicAdd(p.col_rank + col, int(count));
         }

@@ -13,9 +13,12 @@ use crate::error::{Error, Result};
 use crate::matrix::{BatchMut, BatchRef, MatMut, MatRef};
 use crate::memory_bank::BankColumns;
 use crate::objective::Objective;
-use crate::options::{CosineOptions, GradOptions, MineOptions, RecallOptions, StepOptions, WriteMode};
-use crate::outputs::{GradReport, Mined, Ranks, RetrievalReport, StepDetail, StepReport, WeightTriples};
+use crate::options::{
+    CosineOptions, GradOptions, MineOptions, PositiveRanksOptions, RecallOptions, StepOptions, WriteMode,
+};
+use crate::outputs::{GradReport, Mined, PositiveRanks, Ranks, RetrievalReport, StepDetail, StepReport, WeightTriples};
 use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
+use crate::relevance::RelevantPairs;
 use crate::top_k::{TopK, TopKOptions};
 
 /// A place to compute.
@@ -270,5 +273,20 @@ impl Backend {
         options: &RecallOptions<'_>,
     ) -> Result<RetrievalReport> {
         self.ranks(x, y, options).map(|ranks| RetrievalReport::from_ranks(&ranks))
+    }
+
+    /// The rank of every relevant pair among the rows of `y` (`m × d`) for the rows of `x` (`n × d`), and the other way.
+    ///
+    /// # Errors
+    /// [`Error::EmptyDim`], [`Error::ShapeMismatch`] for `y` and `relevant`, [`Error::TooLarge`], and on CUDA those of
+    /// the device.
+    pub fn positive_ranks<T: Element>(
+        &self,
+        x: MatRef<'_, T>,
+        y: MatRef<'_, T>,
+        relevant: &RelevantPairs,
+        options: &PositiveRanksOptions,
+    ) -> Result<PositiveRanks> {
+        dispatch!(self, positive_ranks(x, y, relevant, options))
     }
 }

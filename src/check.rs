@@ -4,7 +4,7 @@
 //! operation's arguments, before anything is computed or written.
 
 use crate::error::{Error, Result};
-use crate::pairwise::{PairwiseObjective, PairwiseOptions};
+use crate::pairwise::{PairwiseOptions, PairwisePart};
 use crate::top_k::{MAX_K, Margin, TopKOptions};
 
 /// Rows and columns of a matrix argument.
@@ -143,6 +143,13 @@ pub(crate) fn bank_columns(op: &'static str, x: Extent, m: usize, entries: Exten
     at_most(op, "y.rows and bank entries", MAX_ROWS, m.saturating_add(entries.0))
 }
 
+/// `positive_ranks`: relevant pairs for as many rows and columns as there are.
+pub(crate) fn positive_ranks(op: &'static str, x: Extent, y: Extent, relevant: Extent) -> Result<()> {
+    indexed_pair(op, x, y)?;
+    equal(op, "relevant.rows", x.0, relevant.0)?;
+    equal(op, "relevant.cols", y.0, relevant.1)
+}
+
 /// `weighted_grad`: lengths of the triples' `rows`, `cols` and `values`, and the gradients' shapes.
 pub(crate) fn weighted_grad(
     op: &'static str,
@@ -180,34 +187,83 @@ fn per_row(op: &'static str, arg: &'static str, expected: usize, got: Option<usi
     got.map_or(Ok(()), |got| equal(op, arg, expected, got))
 }
 
-/// `pairwise_step`: any two numbers of rows; the parameters, and options that the objective has a use for.
+/// Lengths of the arrays among a pairwise step's options, where they are given.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PairwiseLengths {
+    pub groups: Option<(usize, usize)>,
+    pub ignore_rows: Option<usize>,
+    pub ignore_cols: Option<usize>,
+    pub row_weights: Option<usize>,
+    pub col_weights: Option<usize>,
+    pub log_q: Option<usize>,
+}
+
+impl From<&PairwiseOptions<'_>> for PairwiseLengths {
+    fn from(options: &PairwiseOptions<'_>) -> Self {
+        Self {
+            groups: options.groups.map(|g| (g.rows.len(), g.cols.len())),
+            ignore_rows: options.ignore_rows.map(<[bool]>::len),
+            ignore_cols: options.ignore_cols.map(<[bool]>::len),
+            row_weights: options.row_weights.map(<[f32]>::len),
+            col_weights: options.col_weights.map(<[f32]>::len),
+            log_q: options.log_q.map(<[f32]>::len),
+        }
+    }
+}
+
+/// As many groups, masks and weights as rows and columns.
+fn pairwise_options(op: &'static str, x: Extent, y: Extent, options: &PairwiseLengths) -> Result<()> {
+    groups(op, x.0, y.0, options.groups)?;
+    per_row(op, "options.ignore_rows", x.0, options.ignore_rows)?;
+    per_row(op, "options.ignore_cols", y.0, options.ignore_cols)?;
+    per_row(op, "options.row_weights", x.0, options.row_weights)?;
+    per_row(op, "options.col_weights", y.0, options.col_weights)?;
+    per_row(op, "options.log_q", y.0, options.log_q)
+}
+
+/// `pairwise_step_custom`: any two numbers of rows; extents of `x`, `y`, `dx`, `dy`.
+pub(crate) fn pairwise_custom(op: &'static str, extents: [Extent; 4], options: &PairwiseLengths) -> Result<()> {
+    let [x, y, dx, dy] = extents;
+    indexed_pair(op, x, y)?;
+    pairwise_options(op, x, y, options)?;
+    for (arg, given) in [("options.col_weights", options.col_weights), ("options.log_q", options.log_q)] {
+        if given.is_some() {
+            let expected = "none, since an objective of your own has no use for it".to_owned();
+            return Err(Error::InvalidOption { op, arg, expected, got: "some".to_owned() });
+        }
+    }
+    gradients(op, x, y, dx, dy)
+}
+
+/// `pairwise_step` and the like: any two numbers of rows; the parts' parameters, and options that one of them has a use for.
 pub(crate) fn pairwise_step(
     op: &'static str,
     x: Extent,
     y: Extent,
-    objective: &PairwiseObjective,
-    options: &PairwiseOptions<'_>,
+    parts: &[PairwisePart],
+    options: &PairwiseLengths,
     dx: Extent,
     dy: Extent,
 ) -> Result<()> {
     indexed_pair(op, x, y)?;
-    objective.check(op)?;
-    let ids = options.groups.map(|g| (g.rows.len(), g.cols.len()));
-    groups(op, x.0, y.0, ids)?;
-    per_row(op, "options.ignore_rows", x.0, options.ignore_rows.map(<[bool]>::len))?;
-    per_row(op, "options.ignore_cols", y.0, options.ignore_cols.map(<[bool]>::len))?;
-    per_row(op, "options.row_weights", x.0, options.row_weights.map(<[f32]>::len))?;
-    per_row(op, "options.col_weights", y.0, options.col_weights.map(<[f32]>::len))?;
-    per_row(op, "options.log_q", y.0, options.log_q.map(<[f32]>::len))?;
+    if parts.is_empty() {
+        return Err(Error::InvalidOption { op, arg: "parts", expected: "at least one".into(), got: "none".into() });
+    }
+    for part in parts {
+        finite(op, "parts.weight", part.weight)?;
+        part.objective.check(op)?;
+    }
+    pairwise_options(op, x, y, options)?;
     let unused = |arg, present: bool| {
         if !present {
             return Ok(());
         }
-        let expected = format!("none, since {objective} has no use for it");
+        let names: Vec<_> = parts.iter().map(|part| part.objective.name()).collect();
+        let expected = format!("none, since {} has no use for it", names.join(", "));
         Err(Error::InvalidOption { op, arg, expected, got: "some".to_owned() })
     };
-    unused("options.col_weights", options.col_weights.is_some() && !objective.both_sides())?;
-    unused("options.log_q", options.log_q.is_some() && !objective.takes_log_q())?;
+    unused("options.col_weights", options.col_weights.is_some() && !parts.iter().any(|p| p.objective.both_sides()))?;
+    unused("options.log_q", options.log_q.is_some() && !parts.iter().any(|p| p.objective.takes_log_q()))?;
     gradients(op, x, y, dx, dy)
 }
 

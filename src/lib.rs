@@ -16,6 +16,8 @@
 //! | `weighted_grad` | the same for weights of the caller's, [`WeightTriples`] | `n × d`, `m × d` |
 //! | `pairwise_step`, `pairwise_step_single` | the same for an objective over all pairs, a [`PairwiseObjective`], and a [`PairwiseReport`] | `n × d`, `m × d` |
 //! | `ranks`, `recall` | the rank of every query's best positive, and Recall@K | `n`, `m` |
+//! | `positive_ranks` | the rank of every relevant pair, both ways | [`RelevantPairs`] |
+//! | `evaluate` | mAP@R, nDCG and every other retrieval figure made of them | [`EvaluationReport`] |
 //!
 //! An [`Objective`] is a triplet weight `T(P, N)` times pair weights `w⁺`, `w⁻`. Every anchor with a negative adds
 //! `−T w⁺` to `W` at its own pair and `T w⁻` at its hardest negative, in both directions. All formulas, numbered, are in
@@ -60,35 +62,45 @@
 struct Readme;
 
 mod check;
+mod custom;
 mod dtype;
 mod error;
 mod matrix;
 mod memory_bank;
+mod metrics;
 mod objective;
 mod options;
 mod outputs;
 mod pairwise;
+mod protocol;
+mod relevance;
 mod top_k;
 
 pub mod backend;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod expression;
 pub mod integrability;
 pub mod reference;
 
 pub use backend::Backend;
+pub use custom::{AnchorView, PairObjective, PairView};
 pub use dtype::{Accum, DType, Element, GradientOf};
 pub use error::{Error, Result};
 pub use matrix::{BatchMut, BatchRef, MatMut, MatRef};
 pub use memory_bank::{BankColumns, BankState, MemoryBank};
+pub use metrics::{AtCutoff, DirectionMetrics, EvaluationReport, Gain, MetricOptions};
 pub use objective::{LossKind, Objective, PairWeight, Reduction, TripletWeight};
 pub use options::{
-    CosineOptions, GradOptions, Groups, MineOptions, Normalization, RecallOptions, StepOptions, TiePolicy, WriteMode,
+    CosineOptions, GradOptions, Groups, MineOptions, Normalization, PositiveRanksOptions, RecallOptions, StepOptions,
+    TiePolicy, WriteMode,
 };
 pub use outputs::{
-    AnchorDetail, DirectionRecall, GradReport, Hardest, Mined, NONE, Ranks, RetrievalReport, StepDetail, StepReport,
-    WeightTriples,
+    AnchorDetail, DirectionRecall, GradReport, Hardest, Mined, NONE, PositiveRanks, QueryRanks, Ranks, RetrievalReport,
+    StepDetail, StepReport, WeightTriples,
 };
-pub use pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
+pub use pairwise::{Conflict, MixtureReport, PairwiseObjective, PairwiseOptions, PairwisePart, PairwiseReport};
+pub use protocol::{CaptionProtocol, EvaluationOptions, ProtocolReport};
+pub use relevance::RelevantPairs;
 pub use top_k::{Fallback, MAX_K, Margin, Pick, Selected, TopK, TopKOptions};

@@ -114,3 +114,12 @@ pub struct RecallOptions<'a> {
     /// Default: [`TiePolicy::LowestIndex`].
     pub ties: TiePolicy,
 }
+
+/// Options of `positive_ranks`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PositiveRanksOptions {
+    /// Default: [`Normalization::L2`].
+    pub normalization: Normalization,
+    /// Default: [`TiePolicy::LowestIndex`].
+    pub ties: TiePolicy,
+}

@@ -161,6 +161,30 @@ pub struct RetrievalReport {
     pub rsum: f64,
 }
 
+/// 0-based ranks of all relevant pairs of one direction, in compressed rows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct QueryRanks {
+    /// The pairs of query `q` are `offsets[q]..offsets[q + 1]` of the other lists.
+    pub offsets: Vec<u32>,
+    /// Index of each pair's candidate, ascending within a query.
+    pub candidates: Vec<i32>,
+    /// How relevant each is; empty if all grades are 1.
+    pub grades: Vec<f32>,
+    /// Rank of each among the query's candidates; no two pairs of a query share one.
+    pub ranks: Vec<i32>,
+    /// Candidates of every query.
+    pub pool: usize,
+}
+
+/// Result of `positive_ranks`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PositiveRanks {
+    /// Queries are the rows of `X`.
+    pub rows: QueryRanks,
+    /// Queries are the rows of `Y`.
+    pub cols: QueryRanks,
+}
+
 impl DirectionRecall {
     /// The figures of a list of 0-based ranks, in which [`NONE`] marks a query without a positive.
     pub fn from_ranks(ranks: &[i32]) -> Self {

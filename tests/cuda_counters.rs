@@ -199,7 +199,7 @@ fn pairwise_traffic() -> [(&'static str, u64, u64); 6] {
         ("pairwise_stats_both_bf16", operands + inv, states + pairs),
         // Maximum, sum and count; the other planes belong to sets of positives.
         ("pairwise_finalize", states / 2 + inv + pairs, coefficients),
-        ("pairwise_weights_both_bf16", operands + inv + coefficients, w + pairs + 16 * SPLITS * SPLITS),
+        ("pairwise_weights_both_bf16", operands + inv + coefficients, w + pairs + 32 * SPLITS * SPLITS),
         ("pairwise_grad_bf16", operands + w, sums),
         ("pairwise_finish_bf16_f32", operands + sums + 2 * inv + pairs, sums),
     ]

@@ -5,8 +5,12 @@ mod arrays;
 #[path = "examples/code.rs"]
 mod code;
 mod common;
+#[path = "examples/evaluate.rs"]
+mod evaluate;
 #[path = "examples/inspect.rs"]
 mod inspect;
+#[path = "examples/pairwise.rs"]
+mod pairwise;
 #[path = "examples/program.rs"]
 mod program;
 #[path = "examples/train.rs"]

@@ -48,7 +48,7 @@ fn close<T: Element, G: Element>(name: &str, got: &[f64], want: &[f64]) {
 }
 
 #[track_caller]
-fn same_report<T: Element>(name: &str, got: &PairwiseReport, want: &PairwiseReport) {
+fn same_report(name: &str, got: &PairwiseReport, want: &PairwiseReport) {
     let near = |what: &str, g: f64, w: f64, scale: f64| {
         let same = (g.is_nan() && w.is_nan()) || (g - w).abs() <= 2e-5 * scale.max(w.abs());
         assert!(same, "{name}: {what} {g:e} {w:e}");
@@ -89,7 +89,7 @@ fn run<T: Element, G: GradientOf<T>>(
     let mut dy = Matrix::<G>::poisoned(y.rows, y.cols, layout);
     let report =
         host::pairwise_step(cuda, x.view(), y.view(), objective, options, dx.view_mut(), dy.view_mut()).unwrap();
-    same_report::<T>(&name, &report, &want.report);
+    same_report(&name, &report, &want.report);
     close::<T, G>(&format!("{name} dx"), &dx.written(&name), &want.dx);
     close::<T, G>(&format!("{name} dy"), &dy.written(&name), &want.dy);
 }
@@ -137,6 +137,22 @@ fn every_objective_over_ragged_shapes() {
         }
         plain::<f16, f32>(&SHAPES[6], objective);
         plain::<f16, f16>(&SHAPES[1], objective);
+    }
+}
+
+#[test]
+fn blocks_with_several_tiles() {
+    // 18 tiles along the longer side go to 9 blocks.
+    for objective in &PairwiseObjective::ALL {
+        plain::<f32, f32>(&case(5, 2200, 3), objective);
+    }
+    for name in ["infonce", "ms-mined", "circle", "ranked-list"] {
+        with_everything::<bf16, f32>(&case(6, 2180, 9), &name.parse().unwrap());
+    }
+    for name in ["infonce", "triplet-all", "supcon"] {
+        let objective = name.parse().unwrap();
+        plain::<f32, f32>(&case(2200, 5, 3), &objective);
+        with_everything::<bf16, f32>(&case(2180, 4, 9), &objective);
     }
 }
 
@@ -221,7 +237,7 @@ fn single<T: Element, G: GradientOf<T>>(x: &Matrix<T>, objective: &PairwiseObjec
     let want = reference::pairwise_step_single(x.view(), objective, options);
     let mut dx = Matrix::<G>::poisoned(x.rows, x.cols, TIGHT);
     let report = host::pairwise_step_single(cuda, x.view(), objective, options, dx.view_mut()).unwrap();
-    same_report::<T>(&name, &report, &want.report);
+    same_report(&name, &report, &want.report);
     close::<T, G>(&name, &dx.written(&name), &want.dx);
 }
 
@@ -316,6 +332,31 @@ fn a_converged_batch_keeps_its_gradient() {
         run::<bf16, f32>("converged", [&x, &x], TIGHT, &objective, &PairwiseOptions::default());
         let objective = PairwiseObjective::SupCon { tau: 1.0 / scale };
         run::<bf16, f32>("converged", [&x, &x], TIGHT, &objective, &PairwiseOptions::default());
+    }
+}
+
+#[test]
+fn anchors_of_very_different_scale_in_one_tile() {
+    // Without normalisation, rows with norms 30 apart: logits reach hundreds in some rows and columns and 0 in others.
+    let options = PairwiseOptions { normalization: Normalization::None, ..PairwiseOptions::default() };
+    let objective = PairwiseObjective::InfoNce { scale: 1.0 };
+    let (mut x, mut y) = pair(Kind::Sphere, 1, 140, 300, 8);
+    x.iter_mut().enumerate().for_each(|(at, v)| *v *= if at / 8 % 3 == 0 { 30.0 } else { 1.0 });
+    y.iter_mut().enumerate().for_each(|(at, v)| *v *= if at / 8 % 5 == 0 { 10.0 } else { 1.0 });
+    let (x, y) = (Matrix::<f32>::new(&x, 140, 8, TIGHT), Matrix::<f32>::new(&y, 300, 8, TIGHT));
+    let Some(cuda) = cuda() else { return };
+    let want = reference::pairwise_step(x.view(), y.view(), &objective, &options);
+    let (mut dx, mut dy) = (Matrix::<f32>::poisoned(140, 8, TIGHT), Matrix::<f32>::poisoned(300, 8, TIGHT));
+    let report =
+        host::pairwise_step(cuda, x.view(), y.view(), &objective, &options, dx.view_mut(), dy.view_mut()).unwrap();
+    assert!((report.loss / want.report.loss - 1.0).abs() < 1e-5, "{} {}", report.loss, want.report.loss);
+    // Logits are rounded at 300 and not at 1. Rows with small gradients are as good as those with large ones.
+    for (got, want) in [(dx.written("dx"), want.dx), (dy.written("dy"), want.dy)] {
+        for (at, (got, want)) in got.chunks(8).zip(want.chunks(8)).enumerate() {
+            let largest = want.iter().fold(0.0f64, |a, w| a.max(w.abs()));
+            let worst = got.iter().zip(want).fold(0.0f64, |a, (g, w)| a.max((g - w).abs()));
+            assert!(worst <= 2e-4 * largest, "row {at}: off by {worst:e} of {largest:e}");
+        }
     }
 }
 

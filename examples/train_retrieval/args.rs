@@ -26,6 +26,9 @@ pub struct Args {
     /// ms-mined, circle, circle-full, triplet-all, contrastive, lifted, ranked-list; or many: goal, pairwise, all
     #[arg(long, default_value = "nca-sig")]
     pub objective: String,
+    /// Train the weights that this file writes as formulas, in place of --objective (see README.md beside the program's source)
+    #[arg(long, value_name = "FILE", conflicts_with = "objective")]
+    pub expression: Option<PathBuf>,
     #[command(flatten)]
     pub parameters: Parameters,
     /// Where the objective is computed
@@ -99,6 +102,9 @@ impl Args {
             Objective::all().into_iter().map(apply).collect()
         };
         let baseline = Trained::named(BASELINE, &self.parameters)?;
+        if let Some(path) = &self.expression {
+            return Ok(vec![baseline, Trained::written(path)?]);
+        }
         match self.objective.as_str() {
             "goal" => goal(),
             "pairwise" => Ok([vec![baseline], Trained::pairwise()].concat()),

@@ -1,8 +1,10 @@
 //! What can be trained: GOAL objectives, and objectives over all pairs with their learnable scale.
 
 use std::fmt;
+use std::path::Path;
 
 use serde_json::{Value, json};
+use simgrad::expression::Expression;
 use simgrad::{
     Backend, Groups, LossKind, MatMut, MatRef, Objective, PairWeight, PairwiseObjective, PairwiseOptions, StepOptions,
     TripletWeight,
@@ -21,6 +23,8 @@ pub enum Trained {
     Goal(Objective),
     /// All pairs.
     Pairwise(PairwiseObjective),
+    /// Weights written as text, kept for as long as the program runs.
+    Custom(&'static Expression),
 }
 
 impl fmt::Display for Trained {
@@ -28,6 +32,7 @@ impl fmt::Display for Trained {
         match self {
             Self::Goal(objective) => objective.fmt(f),
             Self::Pairwise(objective) => objective.fmt(f),
+            Self::Custom(_) => f.write_str("expression"),
         }
     }
 }
@@ -45,6 +50,13 @@ impl Trained {
         })
     }
 
+    /// The weights that a file holds.
+    pub fn written(path: &Path) -> Outcome<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Failure::file(path, format!("cannot be read: {e}")))?;
+        let expression: Expression = text.parse().map_err(|e| Failure::file(path, e))?;
+        Ok(Self::Custom(Box::leak(Box::new(expression))))
+    }
+
     /// All objectives over all pairs.
     pub fn pairwise() -> Vec<Self> {
         PairwiseObjective::ALL.into_iter().map(Self::Pairwise).collect()
@@ -55,6 +67,7 @@ impl Trained {
         let kind = match self {
             Self::Goal(objective) => objective.loss_kind(),
             Self::Pairwise(objective) => objective.loss_kind(),
+            Self::Custom(_) => LossKind::Logged,
         };
         match kind {
             LossKind::Potential => "potential",
@@ -67,6 +80,7 @@ impl Trained {
         match self {
             Self::Goal(objective) => goal_parameters(objective),
             Self::Pairwise(objective) => pairwise_parameters(objective),
+            Self::Custom(_) => json!({}),
         }
     }
 }
@@ -192,6 +206,19 @@ impl Learner {
                 let summed = matches!(objective, PairwiseObjective::TripletAll { .. });
                 Ok(Outline {
                     loss: if summed { report.loss / rows as f64 } else { report.loss },
+                    positive: report.mean_positive,
+                    hardest: None,
+                    diverged: report.nan_x + report.nan_y > 0,
+                })
+            }
+            Trained::Custom(expression) => {
+                let Backend::Cpu(cpu) = backend else {
+                    return Err(Failure::option("expression", "is computed on the CPU: add --backend cpu"));
+                };
+                let options = PairwiseOptions { groups, ..PairwiseOptions::default() };
+                let report = simgrad::cpu::pairwise_step_custom(cpu, x, y, expression, &options, dx, dy)?;
+                Ok(Outline {
+                    loss: report.loss / rows as f64,
                     positive: report.mean_positive,
                     hardest: None,
                     diverged: report.nan_x + report.nan_y > 0,

@@ -80,6 +80,7 @@ pub fn json(args: &Args, chosen: &Chosen, dataset: &Dataset, baselines: &Baselin
         },
         "options": {
             "objective": args.objective,
+            "expression": args.expression,
             "seed": args.seed,
             "epochs": args.epochs,
             "batch": args.batch,

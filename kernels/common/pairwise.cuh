@@ -1,7 +1,7 @@
 // What the kernels of a pairwise step share: the class of a pair, the logits of an objective, partial states of a set.
 //
 // A set is the negatives or the positives of one anchor. Its state, over the members that have a weight:
-//   max    largest logit u to base 2 (kFormTriplet, kFormSigLip, kFormContrastive: not used)
+//   max    largest logit u to base 2 (kFormTriplet, kFormContrastive: not used)
 //   sum    sum of 2^(u - max); of the terms themselves for the forms without a softmax
 //   aux    sum of 2^(u - max) u of negatives (kFormRanked); sum of u of positives
 //   count  members
@@ -15,6 +15,7 @@
 
 #include "common/epilogue.cuh"
 #include "common/order.cuh"
+#include "common/reduce.cuh"
 #include "params/pairwise.h"
 
 constexpr float kLog2E = 1.4426950408889634f;
@@ -63,6 +64,10 @@ __device__ __forceinline__ float inverse_distance(float s) {
     return square == 0.0f ? 0.0f : r;
 }
 
+// Maxima, or other references, of a thread's rows and columns that are that far apart at most, to base 2, share an
+// exponential: 2^120 is still a float.
+constexpr float kNear = 60.0f;
+
 struct SetState {
     float max;
     float sum;
@@ -84,7 +89,7 @@ struct SetRule {
 };
 
 __device__ __forceinline__ SetRule set_rule(uint32_t form, bool positives) {
-    const bool plain = form == kFormTriplet || form == kFormSigLip || form == kFormContrastive;
+    const bool plain = form == kFormTriplet || form == kFormContrastive;
     return {!plain, form == kFormRanked && !positives};
 }
 
@@ -150,10 +155,37 @@ __device__ __forceinline__ PairBits classify_some(const PairwiseTiles& p, const 
     return bits;
 }
 
+// Whether all pairs of a tile are negative.
+__device__ __forceinline__ bool all_negative(const PairwiseTiles& p, uint32_t row0, uint32_t col0) {
+    return p.row_groups == nullptr && p.ignore_rows == nullptr && p.ignore_cols == nullptr && row0 != col0 &&
+           row0 + kTile <= p.n && col0 + kTile <= p.m;
+}
+
 __device__ __forceinline__ PairBits classify(const PairwiseTiles& p, const TileThread& t, uint32_t row0, uint32_t col0) {
-    const bool plain = p.row_groups == nullptr && p.ignore_rows == nullptr && p.ignore_cols == nullptr && row0 != col0 &&
-                       row0 + kTile <= p.n && col0 + kTile <= p.m;
-    return plain ? PairBits{~uint64_t(0), 0} : classify_some(p, t, row0, col0);
+    return all_negative(p, row0, col0) ? PairBits{~uint64_t(0), 0} : classify_some(p, t, row0, col0);
+}
+
+// Marks the columns of positives. Threads and blocks that have one of the same column write the same.
+__device__ __forceinline__ void flag_columns(const TileThread& t, uint64_t pos, uint32_t col0, uint32_t* flags) {
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+        if (pos >> k & 0x0101010101010101u) flags[col0 + t.col(k)] = 1;
+    }
+}
+__device__ __forceinline__ void flag_rows(const TileThread& t, uint64_t pos, uint32_t row0, uint32_t* flags) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        if ((pos >> (8 * i) & 0xff) != 0) flags[row0 + t.row(i)] = 1;
+    }
+}
+
+// Adds the numbers of pairs that the threads of a block have seen.
+__device__ __forceinline__ void add_counts(uint32_t negatives, uint32_t positives, unsigned long long* counts) {
+    const unsigned long long all_negatives = warp_sum<unsigned long long>(negatives);
+    const unsigned long long all_positives = warp_sum<unsigned long long>(positives);
+    if (lane_id() != 0 || (all_negatives | all_positives) == 0) return;
+    atomicAdd(counts, all_negatives);
+    atomicAdd(counts + 1, all_positives);
 }
 
 // Whether the miner of kFormMulti keeps a pair; NaN is kept.

@@ -18,6 +18,7 @@ constexpr uint32_t kRowPlanes = 5;       // of a row's coefficients
 constexpr uint32_t kColPlanes = 3;       // of a column's
 constexpr uint32_t kPairLines = 256;     // per block of pairwise_finalize, a thread each
 constexpr uint32_t kPairFinish = 256;    // threads of a block of pairwise_finish_*, at most
+constexpr uint32_t kWaveSums = 4;       // of a block of pairwise_weights_*: W s, W; kFormSigLip: loss and similarities of positives
 constexpr uint32_t kPairZeroed = 8;      // words: two counters of pairs (u64), overflow, a ticket, spare
 
 // What S is made of and which pairs count.
@@ -90,7 +91,7 @@ struct PairwiseReport {
 static_assert(sizeof(PairwiseReport) == 80, "keep in step with src/pairwise.rs");
 
 // A block's share of the report, then everybody's.
-struct PairwisePart {
+struct PairwiseBlock {
     double loss[2];              // rows and columns; kFormContrastive: positives and negatives
     double positive;             // sum of the similarities of the positives
     unsigned long long active[2];  // kFormContrastive: positives and negatives with a weight
@@ -103,7 +104,7 @@ struct PairwisePart {
     uint32_t nan_y;
     uint32_t pad_;
 };
-static_assert(sizeof(PairwisePart) == 72, "keep in step with src/cuda/pairwise_params.rs");
+static_assert(sizeof(PairwiseBlock) == 72, "keep in step with src/cuda/pairwise_params.rs");
 
 // Factors of the reduction, on weights of negatives and of positives.
 struct PairwiseScale {
@@ -128,7 +129,7 @@ struct PairwiseFinalizeParams {
     float* col_coefficients;      // (kColPlanes, m), both sides only
     uint8_t* skip_x;              // (n): 1 if the row is to be left out of products; or null
     uint8_t* skip_y;              // (m), or null
-    PairwisePart* blocks;         // (grid)
+    PairwiseBlock* blocks;         // (grid)
     uint32_t* ticket;             // 0 on entry
     PairwiseScale* scale;         // (1)
     PairwiseReport* report;       // (1)
@@ -151,14 +152,17 @@ struct PairwiseWeightsParams {
     const PairwiseScale* scale;
     void* w;                        // (wave rows, ldw): bf16 for 16-bit T, else f32; whole tiles are written
     float* diagonal;                // (min(n, m)), weights of own pairs that are positive, which W does not hold
-    double* sums;                   // (grid, 2): sums of W s and of W
+    double* sums;                   // (grid, kWaveSums)
+    uint32_t* row_flags;            // (n), 0 on entry: 1 is written for rows with a positive; kFormSigLip only
+    uint32_t* col_flags;            // (m), the same for columns
+    unsigned long long* counts;     // (2), 0 on entry: negative and positive pairs are added; kFormSigLip only
     int64_t ldw;                    // elements, a multiple of 128
     uint32_t first_tile;            // of the wave's rows, in tiles
     uint32_t end_tile;
     uint32_t row_splits;
     uint32_t col_splits;
 };
-static_assert(sizeof(PairwiseWeightsParams) == 232, "keep in step with src/cuda/pairwise_params.rs");
+static_assert(sizeof(PairwiseWeightsParams) == 256, "keep in step with src/cuda/pairwise_params.rs");
 
 struct PairwiseGradParams {
     const void* w;         // (wave rows, ldw), whole tiles
@@ -203,7 +207,10 @@ struct PairwiseFinishParams {
     PairwiseFinishSide y;
     const float* diagonal;   // (pairs), weight of the own pair
     const float* upstream;   // one element, or null: 1
-    const double* sums;      // (sums_count, 2) of the waves
+    const double* sums;      // (sums_count, kWaveSums) of the waves
+    const uint32_t* row_flags;  // as in PairwiseWeightsParams; null: the report has its loss and counts already
+    const uint32_t* col_flags;
+    const unsigned long long* counts;
     PairwiseReport* report;
     int64_t ldg;
     double per_scale;        // 1 / scale for d_scale; 0: there is none
@@ -213,6 +220,8 @@ struct PairwiseFinishParams {
     uint32_t pairs;
     uint32_t accumulate;     // 1: added to out
     uint32_t sums_count;
+    uint32_t n;
+    uint32_t m;
     uint32_t pad_;
 };
-static_assert(sizeof(PairwiseFinishParams) == 272, "keep in step with src/cuda/pairwise_params.rs");
+static_assert(sizeof(PairwiseFinishParams) == 304, "keep in step with src/cuda/pairwise_params.rs");

@@ -13,10 +13,11 @@ use super::launch::{launch, params};
 use super::memory_bank::BankPushParams;
 use super::mine::MineParams;
 use super::pairwise_params::{
-    self, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide, PairwiseGradParams,
-    PairwisePart, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
+    self, PairwiseBlock, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide,
+    PairwiseGradParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
 };
 use super::plan;
+use super::positive_ranks::PositiveRanksParams;
 use super::prepare::{self, PrepareParams, PrepareSide};
 use super::ranks::RanksParams;
 use super::row_norms::{NormalizeBackwardParams, RowNormsParams};
@@ -61,11 +62,12 @@ pub fn host_layout() -> Vec<u32> {
         TopKParams::LAYOUT,
         TopKMergeParams::LAYOUT,
         BankPushParams::LAYOUT,
+        PositiveRanksParams::LAYOUT,
         PairwiseTiles::LAYOUT,
         PairwiseStatsParams::LAYOUT,
         PairwiseExtremesParams::LAYOUT,
         &pairwise_report(),
-        PairwisePart::LAYOUT,
+        PairwiseBlock::LAYOUT,
         PairwiseFinalizeParams::LAYOUT,
         PairwiseWeightsParams::LAYOUT,
         PairwiseGradParams::LAYOUT,
@@ -154,6 +156,7 @@ fn constants() -> Vec<u32> {
         pairwise_params::LINES,
         pairwise_params::FINISH_THREADS,
         pairwise_params::ZEROED,
+        pairwise_params::WAVE_SUMS,
     ];
     out.extend(pairwise.map(|count| count as u32));
     out.extend(pairwise_params::FORMS.map(|form| form as u32));

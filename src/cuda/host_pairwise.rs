@@ -7,15 +7,15 @@ use super::host::{Cuda, upload_groups};
 use super::host_memory::{Buffer, Session, write_rows};
 use super::pairwise::pairwise_step_raw;
 use super::pairwise_plan::{
-    OP, OP_SINGLE, OptionLengths, PAIRWISE_WAVE_BYTES, RawPairwiseStep, check_step, pairwise_single_workspace_bytes,
-    pairwise_workspace_bytes,
+    OP, OP_SINGLE, PAIRWISE_WAVE_BYTES, RawPairwiseStep, pairwise_single_workspace_bytes, pairwise_workspace_bytes,
 };
+use crate::check;
 use crate::dtype::{Element, GradientOf};
 use crate::error::Result;
 use crate::matrix::{MatMut, MatRef};
-use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
+use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwisePart, PairwiseReport};
 
-/// As the function of this name on the CPU: one step of an objective over all pairs.
+/// As [`crate::cpu::pairwise_step`].
 ///
 /// # Errors
 /// Those of the CPU, [`Error::UnsupportedDType`](crate::Error::UnsupportedDType) for `f64`, and those of the driver.
@@ -32,7 +32,7 @@ pub fn pairwise_step<T: Element, G: GradientOf<T>>(
     step(cuda, OP, x, Some(y), objective, options, dx, Some(dy))
 }
 
-/// As the function of this name on the CPU: `x` with itself, without the diagonal.
+/// As [`crate::cpu::pairwise_step_single`].
 ///
 /// # Errors
 /// As [`pairwise_step`].
@@ -83,15 +83,9 @@ fn step<T: Element, G: GradientOf<T>>(
 ) -> Result<PairwiseReport> {
     let (xs, ys) = ((x.rows(), x.cols()), y.map_or((x.rows(), x.cols()), |y| (y.rows(), y.cols())));
     let dxs = (dx.rows(), dx.cols());
-    let lengths = OptionLengths {
-        groups: options.groups.map(|g| (g.rows.len(), g.cols.len())),
-        ignore_rows: options.ignore_rows.map(<[bool]>::len),
-        ignore_cols: options.ignore_cols.map(<[bool]>::len),
-        row_weights: options.row_weights.map(<[f32]>::len),
-        col_weights: options.col_weights.map(<[f32]>::len),
-        log_q: options.log_q.map(<[f32]>::len),
-    };
-    check_step(op, objective, &lengths, [xs, ys, dxs, dy.as_ref().map_or(dxs, |dy| (dy.rows(), dy.cols()))])?;
+    let dys = dy.as_ref().map_or(ys, |dy| (dy.rows(), dy.cols()));
+    let part = PairwisePart { weight: 1.0, objective: *objective };
+    check::pairwise_step(op, xs, ys, &[part], &options.into(), dxs, dys)?;
     let session = Session::begin(op, cuda)?;
     session.require_supported("x", T::DTYPE)?;
     let ((n, d), m) = (xs, ys.0);

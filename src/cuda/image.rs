@@ -114,6 +114,19 @@ pub(crate) const IMAGES: &[Image] = &[
         ]
     ),
     image!(
+        "positive_ranks",
+        [
+            "positive_ranks_begin",
+            "positive_ranks_score_f32" => TILE_SHARED_BYTES,
+            "positive_ranks_score_f16" => TILE_SHARED_BYTES,
+            "positive_ranks_score_bf16" => TILE_SHARED_BYTES,
+            "positive_ranks_count_f32" => TILE_SHARED_BYTES,
+            "positive_ranks_count_f16" => TILE_SHARED_BYTES,
+            "positive_ranks_count_bf16" => TILE_SHARED_BYTES,
+            "positive_ranks_finish",
+        ]
+    ),
+    image!(
         "ranks",
         [
             "ranks_f32" => TILE_SHARED_BYTES,

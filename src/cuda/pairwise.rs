@@ -79,12 +79,12 @@ impl Default for DevicePairwiseOptions<'_> {
 ///
 /// `x` and `dx` are `(n, d)`, `y` and `dy` `(m, d)`; `report` has one element, `workspace`
 /// [`pairwise_workspace_bytes`](super::pairwise_workspace_bytes) bytes for the same `wave_bytes`, whose contents do not
-/// matter before and mean nothing after. One sweep over tiles of similarities collects statistics (two with a miner), then
-/// the tiles are computed once more, a wave of rows at a time, for the weights and two products with them: 4 products of
-/// `n m d` in all. Similarities and weights of 16-bit inputs are products on tensor cores; weights are rounded to bf16,
+/// matter before and mean nothing after. One sweep over tiles of similarities collects statistics (two with a miner, none
+/// for [`SigLip`](PairwiseObjective::SigLip)), then the tiles are computed once more, a wave of rows at a time, for the
+/// weights and two products with them: 4 products of `n m d` in all, 3 for SigLIP. Similarities and weights of 16-bit inputs are products on tensor cores; weights are rounded to bf16,
 /// except those of own pairs that are positive (f16 inputs take half as many products again, as exact sums of two bf16).
 ///
-/// Enqueues 4 kernels and 2 more per wave, 1 more for [`TripletAll`](PairwiseObjective::TripletAll), 2 more with a miner;
+/// Enqueues 4 kernels and 2 more per wave, 1 less for SigLIP, 1 more for [`TripletAll`](PairwiseObjective::TripletAll), 2 more with a miner;
 /// allocates nothing on the device, does not synchronise, reads nothing back; can be captured. Bitwise the same from run
 /// to run for the same `wave_bytes`. If a launch is refused, `dx` and `dy` are unchanged.
 ///

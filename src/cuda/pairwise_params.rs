@@ -14,6 +14,8 @@ pub(crate) const LINES: usize = 256;
 pub(crate) const FINISH_THREADS: usize = 256;
 /// Words that `prepare` clears, before the columns' flags; `kPairZeroed` there.
 pub(crate) const ZEROED: usize = 8;
+/// Sums of a block of `pairwise_weights_*`; `kWaveSums` there.
+pub(crate) const WAVE_SUMS: usize = 4;
 /// Constants of an objective; `kPairConstants` there.
 const CONSTANTS: usize = 6;
 
@@ -74,7 +76,7 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/pairwise.h`.
-    PairwisePart: 72 {
+    PairwiseBlock: 72 {
         loss: [f64; 2],
         positive: f64,
         active: [u64; 2],
@@ -126,7 +128,7 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/pairwise.h`.
-    PairwiseWeightsParams: 232 {
+    PairwiseWeightsParams: 256 {
         tiles: PairwiseTiles,
         row_coefficients: u64,
         col_coefficients: u64,
@@ -134,6 +136,9 @@ params! {
         w: u64,
         diagonal: u64,
         sums: u64,
+        row_flags: u64,
+        col_flags: u64,
+        counts: u64,
         ldw: i64,
         first_tile: u32,
         end_tile: u32,
@@ -185,12 +190,15 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/pairwise.h`.
-    PairwiseFinishParams: 272 {
+    PairwiseFinishParams: 304 {
         x: PairwiseFinishSide,
         y: PairwiseFinishSide,
         diagonal: u64,
         upstream: u64,
         sums: u64,
+        row_flags: u64,
+        col_flags: u64,
+        counts: u64,
         report: u64,
         ldg: i64,
         per_scale: f64,
@@ -200,6 +208,8 @@ params! {
         pairs: u32,
         accumulate: u32,
         sums_count: u32,
+        n: u32,
+        m: u32,
         pad_: u32,
     }
 }
@@ -257,6 +267,11 @@ const fn constants<const N: usize>(values: [f64; N]) -> [f64; CONSTANTS] {
 }
 
 impl ObjectiveForm {
+    /// Whether the weights follow from anything but the pair and its row's factor.
+    pub(crate) fn has_statistics(&self) -> bool {
+        self.form != Form::SigLip
+    }
+
     pub(crate) fn new(objective: &PairwiseObjective) -> Self {
         const LOG2_E: f64 = std::f64::consts::LOG2_E;
         let softmax = |scale: f64| (Form::Softmax, constants([scale * LOG2_E, scale]), constants([scale]));

@@ -4,16 +4,18 @@ use super::descriptor::{Named, RawBuf, RawMat, check_disjoint, check_extent};
 use super::gather::{RawUpstream, check_gradient_type};
 use super::goal_plan::RawGroups;
 use super::mine::check_optional;
-use super::pairwise_params::{COL_PLANES, LINES, ObjectiveForm, PairwisePart, ROW_PLANES, SET_PLANES, ZEROED};
+use super::pairwise_params::{
+    COL_PLANES, LINES, ObjectiveForm, PairwiseBlock, ROW_PLANES, SET_PLANES, WAVE_SUMS, ZEROED,
+};
 use super::plan::{Splits, TILE, tiles};
 use super::prepare::{Operand, Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::workspace::{Layout, Region};
-use crate::check;
+use crate::check::{self, PairwiseLengths};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::options::{Normalization, WriteMode};
-use crate::pairwise::{PairwiseObjective, PairwiseReport};
+use crate::pairwise::{PairwiseObjective, PairwisePart, PairwiseReport};
 
 pub(crate) const OP: &str = "pairwise_step";
 pub(crate) const OP_SINGLE: &str = "pairwise_step_single";
@@ -150,7 +152,8 @@ impl Plan {
         let shape = Shape { n, m: y.map_or(n, |y| y.rows), d, single: y.is_none() };
         let (m, pairs) = (shape.m, n.min(shape.m));
         let form = ObjectiveForm::new(objective);
-        let flags = if form.both { 0 } else { m };
+        // Of columns with a positive, and where no statistics tell it of rows.
+        let flags = if form.both { 0 } else { m + if form.has_statistics() { 0 } else { n } };
         let wants = Wants {
             row_facts: true,
             norms: normalization == Normalization::L2,
@@ -173,7 +176,7 @@ impl Plan {
         let row_coefficients = layout.take::<f32>(&[ROW_PLANES, n])?;
         let col_coefficients = layout.take::<f32>(&[of_both, COL_PLANES, m])?;
         let skip = [layout.take::<u8>(&[n])?, layout.take::<u8>(&[m])?];
-        let blocks = layout.take::<PairwisePart>(&[finalize_blocks(n, m)])?;
+        let blocks = layout.take::<PairwiseBlock>(&[finalize_blocks(n, m)])?;
         let scale = layout.take::<f32>(&[2])?;
 
         let ld_weights = m.next_multiple_of(TILE);
@@ -197,7 +200,7 @@ impl Plan {
             skip,
             blocks,
             scale,
-            sums: layout.take::<f64>(&[sum_blocks, 2])?,
+            sums: layout.take::<f64>(&[sum_blocks, WAVE_SUMS])?,
             diagonal: layout.take::<f32>(&[pairs])?,
             gradients: [layout.take::<f32>(&[n, ld_gradients])?, layout.take::<f32>(&[m, ld_gradients])?],
             weights: layout.take::<u8>(&[wave_rows, ld_weights, size])?,
@@ -235,7 +238,7 @@ pub(super) const fn finalize_blocks(n: usize, m: usize) -> usize {
 /// arithmetic only. Beside the weights `O((n + m) d)`.
 ///
 /// # Errors
-/// [`Error::TooLarge`].
+/// [`Error::TooLarge`](crate::Error::TooLarge).
 pub fn pairwise_workspace_bytes(
     n: usize,
     m: usize,
@@ -255,7 +258,7 @@ pub fn pairwise_workspace_bytes(
 /// As [`pairwise_workspace_bytes`], for [`pairwise_step_single`](super::pairwise_step_single).
 ///
 /// # Errors
-/// [`Error::TooLarge`].
+/// [`Error::TooLarge`](crate::Error::TooLarge).
 pub fn pairwise_single_workspace_bytes(
     n: usize,
     d: usize,
@@ -269,58 +272,6 @@ pub fn pairwise_single_workspace_bytes(
     }
     let x = RawMat::new(0, n, d, dtype);
     Ok(Plan::new(OP_SINGLE, &x, None, objective, normalization, wave_bytes, true)?.bytes)
-}
-
-/// Lengths of the options' arrays, in the order of [`PairwiseOptions`](crate::PairwiseOptions).
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct OptionLengths {
-    pub groups: Option<(usize, usize)>,
-    pub ignore_rows: Option<usize>,
-    pub ignore_cols: Option<usize>,
-    pub row_weights: Option<usize>,
-    pub col_weights: Option<usize>,
-    pub log_q: Option<usize>,
-}
-
-/// What does not depend on where things lie: the objective, shapes, and options that the objective does not have. `y` and
-/// `dy` are those of `x` for a single set.
-pub(crate) fn check_step(
-    op: &'static str,
-    objective: &PairwiseObjective,
-    lengths: &OptionLengths,
-    [x, y, dx, dy]: [check::Extent; 4],
-) -> Result<()> {
-    objective.check(op)?;
-    // The largest part of the checks is that of an operation with the same shapes.
-    check::mine(op, x, y, lengths.groups)?;
-    let arrays = [
-        ("options.ignore_rows", lengths.ignore_rows, x.0),
-        ("options.ignore_cols", lengths.ignore_cols, y.0),
-        ("options.row_weights", lengths.row_weights, x.0),
-        ("options.col_weights", lengths.col_weights, y.0),
-        ("options.log_q", lengths.log_q, y.0),
-    ];
-    for (arg, got, expected) in arrays {
-        got.map_or(Ok(()), |got| check::equal(op, arg, expected, got))?;
-    }
-    let refuse = |arg, given: Option<usize>, fits: bool, of: &str| match given {
-        Some(_) if !fits => Err(Error::InvalidOption {
-            op,
-            arg,
-            expected: format!("none, unless the objective is {of}"),
-            got: format!("given for {objective}"),
-        }),
-        _ => Ok(()),
-    };
-    let softmax = matches!(objective, PairwiseObjective::InfoNce { .. } | PairwiseObjective::SupCon { .. });
-    refuse("options.col_weights", lengths.col_weights, objective.both_sides(), "infonce or triplet-all")?;
-    refuse("options.log_q", lengths.log_q, softmax, "infonce or supcon")?;
-    for (arg, expected, got) in
-        [("dx.rows", x.0, dx.0), ("dx.cols", x.1, dx.1), ("dy.rows", y.0, dy.0), ("dy.cols", y.1, dy.1)]
-    {
-        check::equal(op, arg, expected, got)?;
-    }
-    Ok(())
 }
 
 fn check_buffers(a: &RawPairwiseStep<'_>, op: &'static str, m: usize) -> Result<Vec<Named>> {
@@ -356,7 +307,7 @@ pub(super) fn check_arguments(a: &RawPairwiseStep<'_>) -> Result<Plan> {
         (Some(_), None) => RawMat::new(0, 0, 0, a.dx.dtype),
     };
     let length = |buf: RawBuf| (buf != RawBuf::NULL).then_some(buf.len);
-    let lengths = OptionLengths {
+    let lengths = PairwiseLengths {
         groups: a.groups.map(|g| (g.rows.len, g.cols.len)),
         ignore_rows: length(a.ignore_rows),
         ignore_cols: length(a.ignore_cols),
@@ -364,7 +315,8 @@ pub(super) fn check_arguments(a: &RawPairwiseStep<'_>) -> Result<Plan> {
         col_weights: length(a.col_weights),
         log_q: length(a.log_q),
     };
-    check_step(op, a.objective, &lengths, [extent(&a.x), extent(&y), extent(&a.dx), extent(&dy)])?;
+    let part = PairwisePart { weight: 1.0, objective: *a.objective };
+    check::pairwise_step(op, extent(&a.x), extent(&y), &[part], &lengths, extent(&a.dx), extent(&dy))?;
     check_extent(op, "x.rows + y.rows", a.x.rows.saturating_add(y.rows))?;
     same_dtype(op, "y", a.x.dtype, y.dtype)?;
     check_gradient_type(op, "dx", a.x.dtype, a.dx.dtype)?;
@@ -418,7 +370,7 @@ mod tests {
             let objective = PairwiseObjective::ALL[0];
             pairwise_workspace_bytes(n, n, d, DType::F32, &objective, Normalization::L2, PAIRWISE_WAVE_BYTES)
         };
-        assert!(matches!(bytes(usize::MAX, 8), Err(Error::TooLarge { arg: "x.rows", .. })));
-        assert!(matches!(bytes(1 << 30, 1 << 30), Err(Error::TooLarge { .. })));
+        assert!(matches!(bytes(usize::MAX, 8), Err(crate::Error::TooLarge { arg: "x.rows", .. })));
+        assert!(matches!(bytes(1 << 30, 1 << 30), Err(crate::Error::TooLarge { .. })));
     }
 }

@@ -8,7 +8,8 @@ use super::launch::launch;
 use super::mine::{MineParams, Select, Stats, launch_sweep};
 use super::pairwise_params::{
     FINISH_THREADS, Form, LINES, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams,
-    PairwiseFinishSide, PairwiseGradParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams, ZEROED,
+    PairwiseFinishSide, PairwiseGradParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams, WAVE_SUMS,
+    ZEROED,
 };
 use super::pairwise_plan::{Plan, RawPairwiseStep, Wave, finalize_blocks};
 use super::plan::{TILE_BLOCK, TILE_SHARED_BYTES, tiles};
@@ -62,6 +63,14 @@ impl Step<'_> {
     /// A flag per column that has a positive; own pairs need none.
     fn col_flags(&self) -> u64 {
         if self.plan.form.both { 0 } else { self.zeroed(ZEROED) }
+    }
+
+    /// Where the waves are to leave what statistics would say: flags of rows, of columns, counters.
+    fn fused(&self) -> [u64; 3] {
+        if self.plan.form.has_statistics() {
+            return [0; 3];
+        }
+        [self.zeroed(ZEROED + self.plan.shape.m), self.col_flags(), self.zeroed(0)]
     }
 
     /// Whether rows are left out of the products: those that no pair counts, which may hold anything.
@@ -167,7 +176,8 @@ impl Step<'_> {
     fn finalize(&self) -> PairwiseFinalizeParams {
         let Self { a, plan, .. } = self;
         let [inv_x, inv_y] = plan.both_sides(plan.prepare.row_inv(self.base));
-        let splits = |of: usize| if self.has_pairs() { of as u32 } else { 0 };
+        let statistics = self.has_pairs() && plan.form.has_statistics();
+        let splits = |of: usize| if statistics { of as u32 } else { 0 };
         PairwiseFinalizeParams {
             row_parts: self.at(plan.row_parts),
             other_parts: self.at(plan.other_parts),
@@ -204,6 +214,7 @@ impl Step<'_> {
 
     fn weights(&self, wave: &Wave) -> PairwiseWeightsParams {
         let plan = self.plan;
+        let [row_flags, col_flags, counts] = self.fused();
         PairwiseWeightsParams {
             tiles: self.tiles(),
             row_coefficients: self.at(plan.row_coefficients),
@@ -211,7 +222,10 @@ impl Step<'_> {
             scale: self.at(plan.scale),
             w: self.at(plan.weights),
             diagonal: self.at(plan.diagonal),
-            sums: self.at(plan.sums) + (wave.blocks_before * 2 * size_of::<f64>()) as u64,
+            sums: self.at(plan.sums) + (wave.blocks_before * WAVE_SUMS * size_of::<f64>()) as u64,
+            row_flags,
+            col_flags,
+            counts,
             ldw: plan.ld_weights as i64,
             first_tile: wave.first as u32,
             end_tile: wave.end as u32,
@@ -270,6 +284,7 @@ impl Step<'_> {
         // A set with itself has one gradient.
         let dy = a.dy.filter(|_| !plan.shape.single).unwrap_or(RawMat { rows: 0, ..a.dx });
         let (upstream, factor) = a.upstream.parts();
+        let [row_flags, col_flags, counts] = self.fused();
         let per = |scale: Option<f64>| scale.map_or(0.0, |s| 1.0 / s);
         PairwiseFinishParams {
             x: side(x, y, [sums[0], if plan.shape.single { sums[1] } else { 0 }], 0, &a.dx),
@@ -277,6 +292,9 @@ impl Step<'_> {
             diagonal: self.at(plan.diagonal),
             upstream,
             sums: self.at(plan.sums),
+            row_flags,
+            col_flags,
+            counts,
             report: a.report.ptr,
             ldg: plan.ld_gradients as i64,
             per_scale: per(plan.form.per_scale),
@@ -286,6 +304,8 @@ impl Step<'_> {
             pairs: plan.shape.n.min(plan.shape.m) as u32,
             accumulate: u32::from(a.write == WriteMode::Accumulate),
             sums_count: plan.sum_blocks() as u32,
+            n: plan.shape.n as u32,
+            m: plan.shape.m as u32,
             pad_: 0,
         }
     }
@@ -314,7 +334,9 @@ impl Step<'_> {
                     let grid = lines(shape.n);
                     launch(kernels, stream, "pairwise_extremes", grid, LINES as u32, 0, &self.extremes())?;
                 }
-                launch(kernels, stream, stats, sweep_grid, TILE_BLOCK, TILE_SHARED_BYTES, &self.stats(false))?;
+                if form.has_statistics() {
+                    launch(kernels, stream, stats, sweep_grid, TILE_BLOCK, TILE_SHARED_BYTES, &self.stats(false))?;
+                }
             }
             let grid = (finalize_blocks(shape.n, shape.m) as u32, 1, 1);
             launch(kernels, stream, "pairwise_finalize", grid, LINES as u32, 0, &self.finalize())?;

@@ -44,7 +44,7 @@ pub fn save<T: Stored>(path: &Path, shape: &[usize], values: &[T]) {
     std::fs::write(path, file(T::DESCR, "False", shape, &data)).expect("a written array");
 }
 
-/// Reads an f64 or i64 array: shape and values.
+/// Reads an f32, f64 or i64 array: shape and values.
 pub fn load(path: &Path) -> (Vec<usize>, Vec<f64>) {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00", "{}", path.display());
@@ -53,13 +53,13 @@ pub fn load(path: &Path) -> (Vec<usize>, Vec<f64>) {
     let after = |text: &str| header.split_once(text).expect("a header field").1;
     let dims = after("'shape': (").split_once(')').expect("a shape").0;
     let shape = dims.split(',').filter_map(|n| n.trim().parse().ok()).collect::<Vec<usize>>();
-    let float = after("'descr': '").starts_with("<f8");
-    assert!(float || after("'descr': '").starts_with("<i8"), "{}: {header}", path.display());
-    let element = |chunk: &[u8]| {
-        let eight: [u8; 8] = chunk.try_into().expect("eight bytes");
-        if float { f64::from_le_bytes(eight) } else { i64::from_le_bytes(eight) as f64 }
+    let (width, element): (usize, fn(&[u8]) -> f64) = match &after("'descr': '")[..3] {
+        "<f4" => (4, |b| f64::from(f32::from_le_bytes(b.try_into().expect("four bytes")))),
+        "<f8" => (8, |b| f64::from_le_bytes(b.try_into().expect("eight bytes"))),
+        "<i8" => (8, |b| i64::from_le_bytes(b.try_into().expect("eight bytes")) as f64),
+        _ => panic!("{}: {header}", path.display()),
     };
-    let values: Vec<f64> = bytes[10 + length..].chunks(8).map(element).collect();
+    let values: Vec<f64> = bytes[10 + length..].chunks(width).map(element).collect();
     assert_eq!(shape.iter().product::<usize>(), values.len(), "{}", path.display());
     (shape, values)
 }

@@ -32,7 +32,9 @@ fn executable(name: &str) -> PathBuf {
 fn build(profile: &Path) {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--locked", "--offline"]);
-    cargo.args(["--example", "inspect", "--example", "train_retrieval"]);
+    for name in ["evaluate", "inspect", "pairwise", "train_retrieval"] {
+        cargo.args(["--example", name]);
+    }
     if profile.ends_with("release") {
         cargo.arg("--release");
     }

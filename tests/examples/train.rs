@@ -139,6 +139,24 @@ fn a_learnable_scale_is_learned() {
 }
 
 #[test]
+fn three_lines_of_ones_own_are_trained() {
+    let folder = folder("train-expression");
+    write_data(&folder, 1, |v| v, "");
+    let file = folder.join("weights.txt");
+    let lines = "negative = hardest_of_row * step(0.2 + row.hardest - row.pair) + hardest_of_col * step(0.2 + col.hardest - col.pair)\n\
+                 positive = -step(0.2 + row.hardest - row.pair) - step(0.2 + col.hardest - col.pair)\n";
+    fs::write(&file, lines).expect("a file");
+    let (data, path) = (text(&folder), text(&file));
+    let json = train(&folder, &[&["--data", &data, "--expression", &path][..], &SMALL].concat());
+    // It is the baseline itself.
+    let [baseline, own] = [0, 1].map(|run| r1(&json["runs"][run], "50", "x_to_y"));
+    assert_eq!(json["runs"][1]["objective"], "expression");
+    assert!(own > 40.0 && (own - baseline).abs() <= 6.0, "{own} against {baseline}");
+    fs::write(&file, "negative = s *\n").expect("a file");
+    refuse("train_retrieval", &["--data", &data, "--expression", &path], &["weights.txt", "negative = s *", "^"]);
+}
+
+#[test]
 fn quantised_features_and_captions_are_read() {
     let folder = folder("train-captions");
     save(&folder.join("scale.npy"), &[8], &[1.0_f32 / 32.0; 8]);

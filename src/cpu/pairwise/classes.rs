@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::pairwise::{PairwiseObjective, PairwiseOptions};
+use crate::pairwise::PairwiseOptions;
 
 /// Neither anchor and candidate nor anything else.
 pub(super) const IGNORED: u32 = 0;
@@ -29,12 +29,12 @@ pub(super) struct Counts {
 }
 
 impl<'a> Classes<'a> {
-    pub(super) fn new(objective: &PairwiseObjective, options: &PairwiseOptions<'a>, single_set: bool) -> Self {
+    pub(super) fn new(single_positive: bool, options: &PairwiseOptions<'a>, single_set: bool) -> Self {
         Self {
             groups: options.groups.map(|g| (g.rows, g.cols)),
             ignore_rows: options.ignore_rows,
             ignore_cols: options.ignore_cols,
-            single_positive: objective.single_positive(),
+            single_positive,
             single_set,
         }
     }
@@ -160,18 +160,15 @@ mod tests {
         let grouped = PairwiseOptions { groups: Some(Groups { rows: &rows, cols: &cols }), ..plain };
         let masked = PairwiseOptions { ignore_rows: Some(&ignore_rows), ignore_cols: Some(&ignore_cols), ..plain };
         let both = PairwiseOptions { groups: grouped.groups, ..masked };
-        let infonce = PairwiseObjective::InfoNce { scale: 1.0 };
         for options in [plain, grouped, masked, both] {
-            for (objective, single, m) in
-                [(infonce, false, 7), (PairwiseObjective::n_pair(), false, 7), (PairwiseObjective::n_pair(), true, 6)]
-            {
+            for (one_positive, single, m) in [(true, false, 7), (false, false, 7), (false, true, 6)] {
                 let options = if single {
                     let groups = options.groups.map(|_| Groups { rows: &rows, cols: &rows });
                     PairwiseOptions { groups, ignore_cols: options.ignore_rows, ..options }
                 } else {
                     options
                 };
-                let classes = Classes::new(&objective, &options, single);
+                let classes = Classes::new(one_positive, &options, single);
                 let counts = classes.counts(6, m);
                 let mut all = [[IGNORED; 7]; 6];
                 all.iter_mut().enumerate().for_each(|(i, out)| {
@@ -182,11 +179,11 @@ mod tests {
                     (of(POSITIVE), of(NEGATIVE))
                 };
                 for (i, row) in all.iter().enumerate() {
-                    assert_eq!(counts.rows[i], count(row[..m].to_vec()), "{objective} row {i} {options:?}");
+                    assert_eq!(counts.rows[i], count(row[..m].to_vec()), "{one_positive} row {i} {options:?}");
                 }
                 for j in 0..m {
                     let col = all.iter().map(|row| row[j]).collect();
-                    assert_eq!(counts.cols[j], count(col), "{objective} column {j} {options:?}");
+                    assert_eq!(counts.cols[j], count(col), "{one_positive} column {j} {options:?}");
                 }
             }
         }

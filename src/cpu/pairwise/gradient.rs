@@ -7,12 +7,9 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::classes::{NEGATIVE, POSITIVE};
-use super::coefficients::{Anchor, Anchors};
-use super::form::{Coefficient, Form};
+use super::member::{Member, Totals};
 use super::operands::{Turn, pack_all_features, pack_features};
-use super::positives::weight;
-use super::statistics::{Question, Scratch, Share, Statistics, add_rows, padded, total, wave_shares};
+use super::statistics::{Scratch, Share, Statistics};
 use super::tiles::{Operand, Tile, Tiles};
 use crate::cpu::Cpu;
 use crate::cpu::gather::{Term, write_gradient};
@@ -20,7 +17,6 @@ use crate::cpu::pool;
 use crate::cpu::product::{K_BLOCK, Multiply};
 use crate::cpu::real::Real;
 use crate::cpu::row_norms::bands;
-use crate::cpu::tile::{Kernel, Simd};
 use crate::dtype::{Accum, Element, GradientOf};
 use crate::matrix::MatMut;
 use crate::options::WriteMode;
@@ -31,76 +27,33 @@ const BLOCKS: usize = 8;
 /// Rows per piece of work when gradients are written.
 const ROWS_PER_ITEM: usize = 16;
 
-/// Everything that the sweep is told.
-pub(super) struct Problem<'a, A, F> {
-    pub(super) question: Question<'a, A>,
-    pub(super) form: F,
-    pub(super) anchors: &'a Anchors,
-    pub(super) upstream: f64,
-}
-
-/// What the sweep adds up besides the gradients, upstream factor included.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Totals {
-    /// `Σ W_ij S_ij`
-    pub(super) weighted_similarity: f64,
-    /// `Σ W_ij`
-    pub(super) weight: f64,
-}
-
-/// The coefficient of an anchor's negatives. One that has none of its own weighs them with exactly 0, whatever the logit.
-fn coefficient<A: Accum>(anchor: &Anchor, upstream: f64, p: A) -> Coefficient<A> {
-    let m = if anchor.a == 0.0 { f64::INFINITY } else { anchor.m };
-    Coefficient { a: A::from_f64(anchor.a * upstream), m: A::from_f64(m), p }
-}
-
-/// The column anchors' coefficients, part by part.
-struct ColumnCoefficients<A> {
-    a: Vec<A>,
-    m: Vec<A>,
-    p: Vec<A>,
-}
-
-impl<A: Accum> ColumnCoefficients<A> {
-    fn new(anchors: &[Anchor], upstream: f64, p: &[A]) -> Self {
-        let each: Vec<_> = anchors.iter().zip(p).map(|(anchor, &p)| coefficient(anchor, upstream, p)).collect();
-        let part = |of: fn(&Coefficient<A>) -> A| each.iter().map(of).collect();
-        Self { a: part(|c| c.a), m: part(|c| c.m), p: part(|c| c.p) }
-    }
-
-    /// Of the columns `cols`, padded to `len`; empty if columns are no anchors.
-    fn of(&self, cols: &Range<usize>, len: usize) -> Self {
-        if self.a.is_empty() {
-            return Self { a: Vec::new(), m: Vec::new(), p: Vec::new() };
-        }
-        let part = |of: &[A]| padded(&of[cols.clone()], len);
-        Self { a: part(&self.a), m: part(&self.m), p: part(&self.p) }
-    }
-}
-
 /// What the sweep gives besides the gradients.
 pub(super) struct Found {
-    pub(super) totals: Totals,
+    /// Of every member.
+    pub(super) totals: Vec<Totals>,
     /// Gradient elements that overflowed the output type.
     pub(super) overflow: u32,
-    /// Of the forms that need none before: see [`Form::ALONE`]; else empty.
-    pub(super) statistics: Statistics,
+    /// Of the members that need none before: see [`Member::alone`]; of the others empty.
+    pub(super) statistics: Vec<Statistics>,
 }
 
 /// Computes both gradients, or for a single set (`dy` is `None`) their sum.
-pub(super) fn gradient<T: Element, F: Form<T::Acc>, G: GradientOf<T>>(
+pub(super) fn gradient<T: Element, G: GradientOf<T>>(
     tiles: &mut Tiles<'_, T>,
-    problem: &Problem<'_, T::Acc, F>,
+    members: &[&dyn Member<T::Acc>],
     write: WriteMode,
     mut dx: MatMut<'_, G>,
     mut dy: Option<MatMut<'_, G>>,
 ) -> Found {
     let (cpu, cut, y) = (tiles.cpu, tiles.cut, tiles.y);
     let single = dy.is_none();
+    let statistics = |member: &&dyn Member<T::Acc>| {
+        if member.alone() { Statistics::new(cut.n, cut.m, false) } else { Statistics::default() }
+    };
     let mut found = Found {
-        totals: Totals::default(),
+        totals: vec![Totals::default(); members.len()],
         overflow: 0,
-        statistics: if F::ALONE { Statistics::new(cut.n, cut.m, false) } else { Statistics::default() },
+        statistics: members.iter().map(statistics).collect(),
     };
     // What the columns' gradients are summed in: their own memory where it will do.
     let in_place = write == WriteMode::Overwrite && G::DTYPE == <T::Acc as Element>::DTYPE;
@@ -118,8 +71,7 @@ pub(super) fn gradient<T: Element, F: Form<T::Acc>, G: GradientOf<T>>(
     };
     // The shapes were checked: it is a matrix.
     let Ok(mut sums) = sums else { return found };
-    let columns = ColumnCoefficients::new(&problem.anchors.cols, problem.upstream, problem.question.cols_p);
-    let mut step = Step { problem, columns: &columns, found: &mut found };
+    let mut step = Step { members, found: &mut found };
     for wave in 0..cut.waves() {
         let of_rows = step.wave(tiles, wave, sums.reborrow());
         let rows = cut.rows(wave);
@@ -235,9 +187,8 @@ impl<A: Accum> OfRows<A> {
 }
 
 /// The sweep.
-struct Step<'a, A, F> {
-    problem: &'a Problem<'a, A, F>,
-    columns: &'a ColumnCoefficients<A>,
+struct Step<'a, A> {
+    members: &'a [&'a dyn Member<A>],
     found: &'a mut Found,
 }
 
@@ -245,12 +196,22 @@ struct Step<'a, A, F> {
 struct Own<'c, A> {
     turned: pool::Scratch<'c, A>,
     product: pool::Scratch<'c, A>,
+    /// Similarities, and one member's weights, where there are several.
+    similarities: Vec<A>,
+    weights: Vec<A>,
     class: Vec<u32>,
     products: Vec<A>,
     statistics: Scratch<A>,
 }
 
-impl<A: Accum, F: Form<A>> Step<'_, A, F> {
+/// What the members find in a tile.
+struct Part<'a> {
+    totals: Vec<Totals>,
+    /// Of the members that need statistics of this sweep.
+    shares: Vec<Option<Share<'a>>>,
+}
+
+impl<A: Accum> Step<'_, A> {
     /// Adds to the columns' `sums`, and returns the rows' gradients.
     fn wave<T: Element<Acc = A>>(&mut self, tiles: &mut Tiles<'_, T>, wave: usize, sums: MatMut<'_, A>) -> OfRows<A> {
         let (cpu, cut) = (tiles.cpu, tiles.cut);
@@ -259,108 +220,92 @@ impl<A: Accum, F: Form<A>> Step<'_, A, F> {
         let wide = cut.depth.next_multiple_of(nr);
         let mut features = cpu.scratch::<A>(wide * rows.len());
         pack_all_features(cpu, &tiles.x, &rows, &mut features);
-        let mut parts = vec![Totals::default(); cut.chunks()];
-        let mut no_columns = Vec::new();
-        let mut shares = if F::ALONE { wave_shares(&mut no_columns, &cut, wave) } else { Vec::new() };
+        let part = |_| {
+            let share = |member: &&dyn Member<A>| member.alone().then(|| Share::new(rows.len(), &mut []));
+            let shares = self.members.iter().map(share).collect();
+            Part { totals: vec![Totals::default(); self.members.len()], shares }
+        };
+        let mut parts: Vec<Part<'_>> = (0..cut.chunks()).map(part).collect();
         let start = || Own {
             turned: cpu.scratch(padded_rows.div_ceil(K_BLOCK) * cut.chunk.next_multiple_of(mr) * K_BLOCK),
             product: cpu.scratch(cut.chunk.next_multiple_of(mr) * wide),
+            similarities: Vec::new(),
+            weights: Vec::new(),
             class: vec![0; cut.chunk],
             products: vec![A::ZERO; cut.chunk],
             statistics: Scratch::new(cut.chunk, nr),
         };
-        let mut each_share = shares.iter_mut();
-        let states: Vec<_> = parts
-            .iter_mut()
-            .zip(bands(sums, cut.chunk))
-            .map(|(part, (_, band))| (part, band, each_share.next()))
-            .collect();
-        let this = &*self;
-        tiles.each(wave, states, start, |own, tile, (part, band, share)| {
-            *part = this.tile(cpu, own, tile, share, &features, band);
+        let states: Vec<_> = parts.iter_mut().zip(bands(sums, cut.chunk).map(|(_, band)| band)).collect();
+        let members = self.members;
+        tiles.each(wave, states, start, |own, tile, (part, band)| {
+            add_tile(cpu, members, own, tile, part, &features, band);
         });
         for part in parts {
-            self.found.totals.weighted_similarity += part.weighted_similarity;
-            self.found.totals.weight += part.weight;
-        }
-        if F::ALONE {
-            let rows_found: Vec<_> = shares.into_iter().map(Share::into_rows).collect();
-            add_rows(&mut self.found.statistics, rows.start, &rows_found);
+            for (all, part) in self.found.totals.iter_mut().zip(part.totals) {
+                all.weighted_similarity += part.weighted_similarity;
+                all.weight += part.weight;
+            }
+            for (all, share) in self.found.statistics.iter_mut().zip(part.shares) {
+                if let Some(share) = share {
+                    all.add_rows(rows.start, share);
+                }
+            }
         }
         products(tiles, wave)
     }
+}
 
-    /// Turns a tile of similarities into one of `W`, and adds its product with the wave's rows to `sums`.
-    fn tile(
-        &self,
-        cpu: &Cpu,
-        own: &mut Own<'_, A>,
-        mut tile: Tile<'_, A>,
-        share: Option<&mut Share<'_>>,
-        features: &[A],
-        mut sums: MatMut<'_, A>,
-    ) -> Totals {
+/// Turns a tile of similarities into one of `W`, and adds its product with the wave's rows to `sums`.
+fn add_tile<A: Accum>(
+    cpu: &Cpu,
+    members: &[&dyn Member<A>],
+    own: &mut Own<'_, A>,
+    mut tile: Tile<'_, A>,
+    part: &mut Part<'_>,
+    features: &[A],
+    mut sums: MatMut<'_, A>,
+) {
+    for (member, share) in members.iter().zip(&mut part.shares) {
         if let Some(share) = share {
-            own.statistics.visit(cpu, &tile, share, self.problem.form, &self.problem.question);
+            member.visit(cpu, &mut own.statistics, &tile, share);
         }
-        let totals = self.weigh(cpu, &mut tile, &mut own.class, &mut own.products);
-        let (mr, _) = cpu.isa().register_rows::<A>();
-        let (depth, ld) = (tile.rows.len(), tile.ld);
-        let cols = tile.cols.len().next_multiple_of(mr);
-        let turned = &mut own.turned[..depth.div_ceil(K_BLOCK) * cols * K_BLOCK];
-        cpu.isa().run(Turn { tile: tile.data, ld, rows: tile.data.len() / ld, out: turned, out_rows: cols });
-        let wide = features.len() / depth;
-        let out = &mut own.product[..cols * wide];
-        cpu.isa().run(Multiply { band: turned, panels: features, depth, out, scale: None, add: false });
-        for (j, row) in out.chunks_exact(wide).enumerate().take(tile.cols.len()) {
-            for (sum, v) in sums.row_mut(j).iter_mut().zip(row) {
-                *sum += *v;
-            }
-        }
-        totals
     }
-
-    /// Replaces the similarities of a tile by weights.
-    fn weigh(&self, cpu: &Cpu, tile: &mut Tile<'_, A>, class: &mut [u32], products: &mut [A]) -> Totals {
-        let (problem, question) = (self.problem, &self.problem.question);
-        let (anchors, objective, ld) = (problem.anchors, question.objective, tile.ld);
-        let columns = self.columns.of(&tile.cols, ld);
-        let log_q = padded(&question.log_q[tile.cols.clone()], ld);
-        class[tile.cols.len()..ld].fill(0);
-        let mut totals = Totals::default();
-        let mut positives: Vec<(usize, f64)> = Vec::new();
-        for (row, i) in tile.data.chunks_exact_mut(ld).zip(tile.rows.clone()) {
-            positives.clear();
-            if question.classes.of_row(i, &tile.cols, class) {
-                for c in (0..tile.cols.len()).filter(|&c| class[c] == POSITIVE) {
-                    let (s, j) = (row[c].to_f64(), tile.cols.start + c);
-                    let mut w = weight(objective, s, log_q[c].to_f64(), &anchors.rows[i].positive);
-                    if let Some(column) = anchors.cols.get(j) {
-                        w += weight(objective, s, 0.0, &column.positive);
-                    }
-                    let w = w * problem.upstream;
-                    totals.weighted_similarity += w * s;
-                    totals.weight += w;
-                    positives.push((c, w));
-                }
-            }
-            let [similarity, sum] = cpu.isa().run(Weigh {
-                s: row,
-                class: &class[..ld],
-                log_q: &log_q,
-                row: coefficient(&anchors.rows[i], problem.upstream, question.rows_p[i]),
-                columns: &columns,
-                form: problem.form,
-                products: &mut products[..ld],
-            });
-            totals.weighted_similarity += similarity;
-            totals.weight += sum;
-            for &(c, w) in &positives {
-                row[c] = A::from_f64(w);
-            }
+    if let [member] = members {
+        part.totals[0] = member.weigh(cpu, &mut tile, &mut own.class, &mut own.products);
+    } else {
+        mix(cpu, members, own, &mut tile, &mut part.totals);
+    }
+    let (mr, _) = cpu.isa().register_rows::<A>();
+    let (depth, ld) = (tile.rows.len(), tile.ld);
+    let cols = tile.cols.len().next_multiple_of(mr);
+    let turned = &mut own.turned[..depth.div_ceil(K_BLOCK) * cols * K_BLOCK];
+    cpu.isa().run(Turn { tile: tile.data, ld, rows: tile.data.len() / ld, out: turned, out_rows: cols });
+    let wide = features.len() / depth;
+    let out = &mut own.product[..cols * wide];
+    cpu.isa().run(Multiply { band: turned, panels: features, depth, out, scale: None, add: false });
+    for (j, row) in out.chunks_exact(wide).enumerate().take(tile.cols.len()) {
+        for (sum, v) in sums.row_mut(j).iter_mut().zip(row) {
+            *sum += *v;
         }
-        tile.data[tile.rows.len() * ld..].fill(A::ZERO);
-        totals
+    }
+}
+
+/// Replaces the similarities of a tile by the sum of the members' weights.
+fn mix<A: Accum>(
+    cpu: &Cpu,
+    members: &[&dyn Member<A>],
+    own: &mut Own<'_, A>,
+    tile: &mut Tile<'_, A>,
+    totals: &mut [Totals],
+) {
+    own.similarities.clear();
+    own.similarities.extend_from_slice(tile.data);
+    tile.data.fill(A::ZERO);
+    for (member, totals) in members.iter().zip(totals) {
+        own.weights.clone_from(&own.similarities);
+        let mut one = Tile { data: &mut own.weights, ld: tile.ld, rows: tile.rows.clone(), cols: tile.cols.clone() };
+        *totals = member.weigh(cpu, &mut one, &mut own.class, &mut own.products);
+        tile.data.iter_mut().zip(&own.weights).for_each(|(sum, w)| *sum += *w);
     }
 }
 
@@ -405,45 +350,4 @@ fn band<'c, T: Element>(tiles: &mut Tiles<'c, T>, wave: usize) -> pool::Scratch<
         }
     });
     band
-}
-
-/// Similarities of one row to weights of its negatives, 0 for all else; returns `[Σ w s, Σ w]`.
-struct Weigh<'a, A, F> {
-    s: &'a mut [A],
-    class: &'a [u32],
-    log_q: &'a [A],
-    row: Coefficient<A>,
-    /// Empty if columns are no anchors.
-    columns: &'a ColumnCoefficients<A>,
-    form: F,
-    products: &'a mut [A],
-}
-
-impl<A: Accum, F: Form<A>> Kernel<A> for Weigh<'_, A, F> {
-    type Out = [f64; 2];
-
-    #[inline(always)]
-    fn run<S: Simd<A>>(self) -> [f64; 2] {
-        let Self { s, class, log_q, row, columns, form, products } = self;
-        let width = s.len();
-        let (class, log_q, products) = (&class[..width], &log_q[..width], &mut products[..width]);
-        if columns.a.is_empty() {
-            for c in 0..width {
-                let w = form.weight(s[c], log_q[c], row);
-                let w = if class[c] == NEGATIVE { w } else { A::ZERO };
-                products[c] = if class[c] == NEGATIVE { w * s[c] } else { A::ZERO };
-                s[c] = w;
-            }
-        } else {
-            let (a, m, p) = (&columns.a[..width], &columns.m[..width], &columns.p[..width]);
-            for c in 0..width {
-                let column = Coefficient { a: a[c], m: m[c], p: p[c] };
-                let w = form.weight(s[c], log_q[c], row) + form.weight(s[c], A::ZERO, column);
-                let w = if class[c] == NEGATIVE { w } else { A::ZERO };
-                products[c] = if class[c] == NEGATIVE { w * s[c] } else { A::ZERO };
-                s[c] = w;
-            }
-        }
-        [total::<A, S>(products).to_f64(), total::<A, S>(s).to_f64()]
-    }
 }

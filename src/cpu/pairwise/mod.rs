@@ -2,19 +2,21 @@
 
 mod classes;
 mod coefficients;
+mod custom;
 mod form;
 mod gradient;
+mod member;
 mod operands;
 mod positives;
 mod statistics;
 mod tiles;
 
 use self::classes::{Classes, Counts};
-use self::coefficients::{Anchors, anchors};
-use self::form::{Circle, Form, Hinge, Lifted, MultiSimilarity, RankedList, SigLip, Softmax};
-use self::gradient::{Found, Problem, gradient};
-use self::positives::Positives;
-use self::statistics::{Question, Statistics, statistics};
+use self::custom::{ColumnPositives, Custom, Hardest};
+use self::form::{Circle, Hinge, Lifted, MultiSimilarity, RankedList, SigLip, Softmax};
+use self::gradient::gradient;
+use self::member::{Formed, Member, Parameters};
+use self::statistics::{Statistics, statistics};
 use self::tiles::{Operand, Tiles, left_out};
 use super::pack::Rows;
 use super::pool::Cpu;
@@ -22,154 +24,83 @@ use super::real::Real;
 use super::row_norms::{RowKind, RowScale, row_scales};
 use super::sweep::diagonal;
 use crate::check;
+use crate::custom::PairObjective;
 use crate::dtype::{Element, GradientOf};
 use crate::error::Result;
 use crate::matrix::{MatMut, MatRef};
-use crate::options::Normalization;
-use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
+use crate::options::{Normalization, WriteMode};
+use crate::pairwise::{Conflict, MixtureReport, PairwiseObjective, PairwiseOptions, PairwisePart, PairwiseReport};
 
-/// The matrices of a step with their factors.
+/// A step's matrices and what all of its objectives share.
 struct Inputs<'a, T: Element> {
     x: Operand<'a, T>,
     y: Operand<'a, T>,
-    classes: Classes<'a>,
-    counts: Counts,
-}
-
-/// What the anchors' negatives are compared with, per row and per column.
-struct Parameters<A> {
-    rows: Vec<A>,
-    /// Empty if columns are no anchors.
-    cols: Vec<A>,
-    /// What the miner compares the rows' positives with; empty without one.
-    highest: Vec<f64>,
+    options: &'a PairwiseOptions<'a>,
+    /// One per column, zeros where there is no correction.
+    log_q: &'a [T::Acc],
+    /// Whether rows and columns are the same set.
+    single: bool,
 }
 
 /// Similarity of the own pair of every anchor that has one, +∞ for the others: nothing violates their margin.
-fn own_similarities<T: Element>(cpu: &Cpu, inputs: &Inputs<'_, T>) -> [Vec<T::Acc>; 2] {
+fn own_similarities<T: Element>(cpu: &Cpu, inputs: &Inputs<'_, T>, classes: &Classes<'_>) -> [Vec<T::Acc>; 2] {
     let pairs = diagonal(cpu, inputs.x.rows, inputs.y.rows);
     let side = |count: usize| -> Vec<T::Acc> {
-        let of = |k: usize| pairs.get(k).filter(|_| inputs.classes.own_pair(k)).copied();
+        let of = |k: usize| pairs.get(k).filter(|_| classes.own_pair(k)).copied();
         (0..count).map(|k| of(k).unwrap_or(T::Acc::from_f64(f64::INFINITY))).collect()
     };
     [side(inputs.x.rows.mat.rows()), side(inputs.y.rows.mat.rows())]
 }
 
+/// What the anchors' negatives are compared with. For a miner that takes a sweep.
 fn parameters<T: Element>(
     tiles: &mut Tiles<'_, T>,
     inputs: &Inputs<'_, T>,
     objective: &PairwiseObjective,
-    log_q: &[T::Acc],
+    classes: Classes<'_>,
 ) -> Parameters<T::Acc> {
     let (n, m) = (inputs.x.rows.mat.rows(), inputs.y.rows.mat.rows());
-    let rows = |value: T::Acc| vec![value; n];
+    let rows = |value: T::Acc| Parameters { rows: vec![value; n], cols: Vec::new(), highest: Vec::new() };
     match objective {
         PairwiseObjective::TripletAll { .. } => {
-            let [rows, cols] = own_similarities(tiles.cpu, inputs);
+            let [rows, cols] = own_similarities(tiles.cpu, inputs, &classes);
             Parameters { rows, cols, highest: Vec::new() }
         }
-        PairwiseObjective::InfoNce { .. } => {
-            Parameters { rows: rows(T::Acc::ZERO), cols: vec![T::Acc::ZERO; m], highest: Vec::new() }
-        }
-        PairwiseObjective::MultiSimilarity { epsilon: None, .. } => {
-            Parameters { rows: rows(T::Acc::NEG_INFINITY), cols: Vec::new(), highest: Vec::new() }
-        }
+        PairwiseObjective::InfoNce { .. } => Parameters { cols: vec![T::Acc::ZERO; m], ..rows(T::Acc::ZERO) },
+        PairwiseObjective::MultiSimilarity { epsilon: None, .. } => rows(T::Acc::NEG_INFINITY),
         PairwiseObjective::MultiSimilarity { epsilon: Some(_), .. } => {
-            let all = rows(T::Acc::ZERO);
-            let question =
-                Question { objective, classes: inputs.classes, log_q, rows_p: &all, cols_p: &[], highest: &[] };
-            let found = statistics(tiles, Softmax { scale: T::Acc::ONE }, &question);
+            let (form, all) = (Softmax { scale: T::Acc::ONE }, rows(T::Acc::ZERO));
+            let (options, log_q) = (inputs.options, inputs.log_q);
+            let extremes = Formed::new(*objective, 1.0, options, classes, Counts::default(), all, log_q, form);
+            let Some(found) = statistics(tiles, &[&extremes]).pop() else { return rows(T::Acc::ZERO) };
             Parameters {
                 rows: found.positives.iter().map(|p| T::Acc::from_f64(p.least)).collect(),
                 cols: Vec::new(),
                 highest: found.rows.iter().map(|negatives| negatives.max).collect(),
             }
         }
-        _ => Parameters { rows: rows(T::Acc::ZERO), cols: Vec::new(), highest: Vec::new() },
+        _ => rows(T::Acc::ZERO),
     }
 }
 
-/// Statistics of the columns' own pairs, for objectives in which columns are anchors.
-fn own_pairs<A>(
-    objective: &PairwiseObjective,
-    classes: &Classes<'_>,
-    parameters: &Parameters<A>,
-    found: &Statistics,
-) -> Vec<Positives> {
-    let of = |j: usize| {
-        let mut own = Positives::default();
-        if let Some(row) = found.positives.get(j).filter(|_| classes.own_pair(j)) {
-            // The only positive of the row with the same number.
-            own.add(objective, row.similarity, 0.0, f64::INFINITY);
-        }
-        own
-    };
-    (0..parameters.cols.len()).map(of).collect()
-}
-
-/// Gradients, the anchors' losses and the sums, for the negatives of one form.
-#[allow(clippy::too_many_arguments)]
-fn solve<T: Element, F: Form<T::Acc>, G: GradientOf<T>>(
-    cpu: &Cpu,
-    inputs: &Inputs<'_, T>,
-    objective: &PairwiseObjective,
-    options: &PairwiseOptions<'_>,
-    form: F,
-    log_q: &[T::Acc],
-    dx: MatMut<'_, G>,
-    dy: Option<MatMut<'_, G>>,
-) -> (Anchors, Found) {
-    let mut tiles = Tiles::new(cpu, inputs.x, inputs.y);
-    let parameters = parameters(&mut tiles, inputs, objective, log_q);
-    let question = Question {
-        objective,
-        classes: inputs.classes,
-        log_q,
-        rows_p: &parameters.rows,
-        cols_p: &parameters.cols,
-        highest: &parameters.highest,
-    };
-    let weigh = |found: &Statistics| {
-        let own = own_pairs(objective, &inputs.classes, &parameters, found);
-        anchors(objective, options, &inputs.classes, &inputs.counts, found, &own, &parameters.highest)
-    };
-    let before = if F::ALONE {
-        Statistics::new(tiles.cut.n, tiles.cut.m, false)
-    } else {
-        statistics(&mut tiles, form, &question)
-    };
-    let anchors = weigh(&before);
-    let problem = Problem { question, form, anchors: &anchors, upstream: options.upstream };
-    let mut found = gradient(&mut tiles, &problem, options.write, dx, dy);
-    if F::ALONE {
-        // The weights were known; the losses are known after the sweep.
-        return (weigh(&found.statistics), found);
-    }
-    found.statistics = before;
-    (anchors, found)
-}
-
-/// [`solve`] with the form of the objective.
-fn solve_objective<T: Element, G: GradientOf<T>>(
-    cpu: &Cpu,
-    inputs: &Inputs<'_, T>,
-    objective: &PairwiseObjective,
-    options: &PairwiseOptions<'_>,
-    dx: MatMut<'_, G>,
-    dy: Option<MatMut<'_, G>>,
-) -> (Anchors, Found) {
+/// An objective with everything that it needs before the statistics.
+fn member<'a, T: Element>(
+    tiles: &mut Tiles<'_, T>,
+    inputs: &Inputs<'a, T>,
+    part: &PairwisePart,
+) -> Box<dyn Member<T::Acc> + 'a> {
     let of = T::Acc::from_f64;
-    let m = inputs.y.rows.mat.rows();
-    let log_q: Vec<T::Acc> = match options.log_q {
-        Some(log_q) => log_q.iter().map(|&q| of(f64::from(q))).collect(),
-        None => vec![T::Acc::ZERO; m],
-    };
+    let objective = part.objective;
+    let classes = Classes::new(objective.single_positive(), inputs.options, inputs.single);
+    let counts = classes.counts(tiles.cut.n, tiles.cut.m);
+    let parameters = parameters(tiles, inputs, &objective, classes);
+    let (options, log_q) = (inputs.options, inputs.log_q);
     macro_rules! with {
         ($form:expr) => {
-            solve(cpu, inputs, objective, options, $form, &log_q, dx, dy)
+            Box::new(Formed::new(objective, part.weight, options, classes, counts, parameters, log_q, $form))
         };
     }
-    match *objective {
+    match objective {
         PairwiseObjective::InfoNce { scale } => with!(Softmax { scale: of(scale) }),
         PairwiseObjective::SupCon { tau } => with!(Softmax { scale: of(1.0 / tau) }),
         PairwiseObjective::SigLip { scale, bias } => with!(SigLip { scale: of(scale), bias: of(bias) }),
@@ -188,63 +119,154 @@ fn solve_objective<T: Element, G: GradientOf<T>>(
     }
 }
 
+/// Gradients, the members' reports, and the number of elements that overflowed.
+fn solve<T: Element, G: GradientOf<T>>(
+    cpu: &Cpu,
+    inputs: &Inputs<'_, T>,
+    parts: &[PairwisePart],
+    write: WriteMode,
+    dx: MatMut<'_, G>,
+    dy: Option<MatMut<'_, G>>,
+) -> (Vec<PairwiseReport>, u32) {
+    let mut tiles = Tiles::new(cpu, inputs.x, inputs.y);
+    let mut members: Vec<_> = parts.iter().map(|part| member(&mut tiles, inputs, part)).collect();
+    let early = |members: &[Box<dyn Member<T::Acc> + '_>]| -> Vec<usize> {
+        (0..members.len()).filter(|&k| !members[k].alone()).collect()
+    };
+    let before = early(&members);
+    let asked: Vec<&dyn Member<T::Acc>> = before.iter().map(|&k| &*members[k]).collect();
+    let found_before = if asked.is_empty() { Vec::new() } else { statistics(&mut tiles, &asked) };
+    let nothing = || Statistics::new(tiles.cut.n, tiles.cut.m, false);
+    let mut found: Vec<Statistics> = members.iter().map(|_| nothing()).collect();
+    for (k, statistics) in before.into_iter().zip(found_before) {
+        found[k] = statistics;
+    }
+    members.iter_mut().zip(&found).for_each(|(member, found)| member.settle(found));
+    let all: Vec<&dyn Member<T::Acc>> = members.iter().map(|member| &**member).collect();
+    let swept = gradient(&mut tiles, &all, write, dx, dy);
+    for ((member, found), swept) in members.iter_mut().zip(&mut found).zip(swept.statistics) {
+        if member.alone() {
+            // The weights were known; the losses are known after the sweep.
+            *found = swept;
+            member.settle(found);
+        }
+    }
+    let reports = members.iter().zip(&found).zip(&swept.totals).map(|((m, found), totals)| m.report(found, *totals));
+    (reports.collect(), swept.overflow)
+}
+
 fn count_kind<A>(scales: &[RowScale<A>], kind: RowKind) -> u32 {
     scales.iter().filter(|s| s.kind == kind).count() as u32
 }
 
-/// A step, of a single set if `dy` is `None`.
+/// Calls `f` with the inputs of a step, of a single set if so; adds the counts of rows to the reports that it returns.
+fn with_inputs<T: Element>(
+    cpu: &Cpu,
+    x: MatRef<'_, T>,
+    y: MatRef<'_, T>,
+    options: &PairwiseOptions<'_>,
+    single: bool,
+    f: impl FnOnce(&Inputs<'_, T>) -> (Vec<PairwiseReport>, u32),
+) -> Vec<PairwiseReport> {
+    let (n, m) = (x.rows(), y.rows());
+    let _awake = cpu.session(n.saturating_mul(m).saturating_mul(x.cols()));
+    let [x_scales, y_scales] = row_scales(cpu, x, y);
+    let raw = options.normalization == Normalization::L2;
+    let ignored = |mask: Option<&[bool]>, at: usize| mask.is_some_and(|mask| mask[at]);
+    let x_left_out = left_out(&x_scales, raw, |i| ignored(options.ignore_rows, i));
+    let y_left_out = left_out(&y_scales, raw, |j| ignored(options.ignore_cols, j));
+    let log_q: Vec<T::Acc> = match options.log_q {
+        Some(log_q) => log_q.iter().map(|&q| T::Acc::from_f64(f64::from(q))).collect(),
+        None => vec![T::Acc::ZERO; m],
+    };
+    let (mut reports, overflow) = f(&Inputs {
+        x: Operand { rows: Rows { mat: x, scales: raw.then_some(&x_scales[..]) }, left_out: &x_left_out },
+        y: Operand { rows: Rows { mat: y, scales: raw.then_some(&y_scales[..]) }, left_out: &y_left_out },
+        options,
+        log_q: &log_q,
+        single,
+    });
+    for report in &mut reports {
+        report.zero_x = count_kind(&x_scales, RowKind::Zero);
+        report.zero_y = count_kind(&y_scales, RowKind::Zero);
+        report.nan_x = count_kind(&x_scales, RowKind::NotFinite);
+        report.nan_y = count_kind(&y_scales, RowKind::NotFinite);
+        report.overflow = overflow;
+    }
+    reports
+}
+
+/// A step, of a single set if `dy` is `None`: the members' reports. With `conflict`, each part's gradients are also computed
+/// alone.
 #[allow(clippy::too_many_arguments)]
 fn step<T: Element, G: GradientOf<T>>(
     op: &'static str,
     cpu: &Cpu,
     x: MatRef<'_, T>,
     y: MatRef<'_, T>,
-    objective: &PairwiseObjective,
+    parts: &[PairwisePart],
     options: &PairwiseOptions<'_>,
+    conflict: bool,
     dx: MatMut<'_, G>,
     dy: Option<MatMut<'_, G>>,
-) -> Result<PairwiseReport> {
+) -> Result<(Vec<PairwiseReport>, Option<Conflict>)> {
     let extent = |mat: &MatMut<'_, G>| (mat.rows(), mat.cols());
     let dy_extent = dy.as_ref().map_or((y.rows(), y.cols()), extent);
     let (x_extent, y_extent) = ((x.rows(), x.cols()), (y.rows(), y.cols()));
-    check::pairwise_step(op, x_extent, y_extent, objective, options, extent(&dx), dy_extent)?;
-    let (n, m) = (x.rows(), y.rows());
-    let _awake = cpu.session(n.saturating_mul(m).saturating_mul(x.cols()));
-    let [x_scales, y_scales] = row_scales(cpu, x, y);
-    let raw = options.normalization == Normalization::L2;
-    let classes = Classes::new(objective, options, dy.is_none());
-    let x_left_out = left_out(&x_scales, raw, |i| classes.row_ignored(i));
-    let y_left_out = left_out(&y_scales, raw, |j| classes.col_ignored(j));
-    let inputs = Inputs {
-        x: Operand { rows: Rows { mat: x, scales: raw.then_some(&x_scales[..]) }, left_out: &x_left_out },
-        y: Operand { rows: Rows { mat: y, scales: raw.then_some(&y_scales[..]) }, left_out: &y_left_out },
-        classes,
-        counts: classes.counts(n, m),
+    check::pairwise_step(op, x_extent, y_extent, parts, &options.into(), extent(&dx), dy_extent)?;
+    let mut relation = None;
+    let reports = with_inputs(cpu, x, y, options, dy.is_none(), |inputs| {
+        relation = conflict.then(|| alone::<T, G>(cpu, inputs, parts));
+        solve(cpu, inputs, parts, options.write, dx, dy)
+    });
+    Ok((reports, relation))
+}
+
+/// [`solve`] for an objective of the caller's.
+fn solve_custom<T: Element, G: GradientOf<T>>(
+    cpu: &Cpu,
+    inputs: &Inputs<'_, T>,
+    objective: &dyn PairObjective,
+    dx: MatMut<'_, G>,
+    dy: Option<MatMut<'_, G>>,
+) -> (Vec<PairwiseReport>, u32) {
+    let mut tiles = Tiles::new(cpu, inputs.x, inputs.y);
+    let classes = Classes::new(objective.one_positive(), inputs.options, inputs.single);
+    let counts = classes.counts(tiles.cut.n, tiles.cut.m);
+    let mut custom = Custom::new(objective, inputs.options, classes, counts);
+    let found = statistics(&mut tiles, &[&Hardest(classes), &custom, &ColumnPositives(&custom)]);
+    let [hardest, sums, columns] = &found[..] else { return (Vec::new(), 0) };
+    let own = own_similarities(cpu, inputs, &classes).map(|side| {
+        let of = |s: &T::Acc| if s.to_f64() == f64::INFINITY { f64::NAN } else { s.to_f64() };
+        side.iter().map(of).collect()
+    });
+    custom.meet(hardest, sums, columns, own);
+    let swept = gradient(&mut tiles, &[&custom], inputs.options.write, dx, dy);
+    let member: &dyn Member<T::Acc> = &custom;
+    (vec![member.report(sums, swept.totals[0])], swept.overflow)
+}
+
+/// Norms of, and cosines between, the gradients of the parts, each computed alone.
+fn alone<T: Element, G: GradientOf<T>>(cpu: &Cpu, inputs: &Inputs<'_, T>, parts: &[PairwisePart]) -> Conflict {
+    let (n, m, d) = (inputs.x.rows.mat.rows(), inputs.y.rows.mat.rows(), inputs.x.rows.mat.cols());
+    let gradient_of = |part: &PairwisePart| -> Vec<f64> {
+        let (mut dx, mut dy) = (vec![G::zeroed(); n * d], vec![G::zeroed(); m * d]);
+        if let (Ok(dx), Ok(dy)) = (MatMut::new(&mut dx, n, d), MatMut::new(&mut dy, m, d)) {
+            solve(cpu, inputs, &[*part], WriteMode::Overwrite, dx, (!inputs.single).then_some(dy));
+        }
+        dx.iter().chain(&dy).map(|v| v.to_f64()).collect()
     };
-    let (anchors, Found { totals, overflow, statistics: found }) =
-        solve_objective(cpu, &inputs, objective, options, dx, dy);
-    let counts = &inputs.counts;
-    let sum = |of: fn(&(u32, u32)) -> u32| counts.rows.iter().map(|c| u64::from(of(c))).sum::<u64>();
-    let (positives, negatives) = (sum(|c| c.0), sum(|c| c.1));
-    let similarity: f64 = found.positives.iter().map(|p| p.similarity).sum();
-    let per_scale = |value: f64| objective.scale().map_or(0.0, |scale| value / scale);
-    let bias = matches!(objective, PairwiseObjective::SigLip { .. });
-    Ok(PairwiseReport {
-        loss: anchors.rows.iter().chain(&anchors.cols).map(|a| a.loss).sum(),
-        d_scale: per_scale(totals.weighted_similarity),
-        d_bias: if bias { per_scale(totals.weight) } else { 0.0 },
-        mean_positive: if positives == 0 { 0.0 } else { similarity / positives as f64 },
-        positives,
-        negatives,
-        anchors_rows: counts.rows.iter().filter(|c| c.0 > 0).count() as u32,
-        anchors_cols: counts.cols.iter().filter(|c| c.0 > 0).count() as u32,
-        zero_x: count_kind(&x_scales, RowKind::Zero),
-        zero_y: count_kind(&y_scales, RowKind::Zero),
-        nan_x: count_kind(&x_scales, RowKind::NotFinite),
-        nan_y: count_kind(&y_scales, RowKind::NotFinite),
-        overflow,
-        reserved: 0,
-    })
+    let gradients: Vec<Vec<f64>> = parts.iter().map(gradient_of).collect();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let norms: Vec<f64> = gradients.iter().map(|g| dot(g, g).sqrt()).collect();
+    let mut cosines = Vec::with_capacity(parts.len() * parts.len());
+    for (a, norm_a) in gradients.iter().zip(&norms) {
+        for (b, norm_b) in gradients.iter().zip(&norms) {
+            let product = norm_a * norm_b;
+            cosines.push(if product == 0.0 { 0.0 } else { dot(a, b) / product });
+        }
+    }
+    Conflict { norms, cosines }
 }
 
 /// One step of an objective over all pairs of `x` (`n × d`) and `y` (`m × d`): its loss, and the gradients
@@ -259,7 +281,7 @@ fn step<T: Element, G: GradientOf<T>>(
 /// whatever it holds. A zero row gets the gradient 0 under [`Normalization::L2`].
 ///
 /// `dx` and `dy` have the shapes of `x` and `y`, in `T` or `T::Acc`; sums are in `T::Acc`, sums over tiles and the report in
-/// `f64`. Neither `S` nor `W` is stored as a whole unless it is small: allocates `O(n + m)`, at most 40 MiB of similarities
+/// `f64`. Neither `S` nor `W` is stored as a whole unless it is small: allocates `O(n + m)`, at most 32 MiB of similarities
 /// that are kept from one sweep to the next, bands of 384 rows or about 32 MiB, and, unless `dy` is overwritten in
 /// `T::Acc`, `m × d` sums. The result is the same bits run to run and for every number of threads.
 ///
@@ -277,7 +299,7 @@ pub fn pairwise_step<T: Element, G: GradientOf<T>>(
     dx: MatMut<'_, G>,
     dy: MatMut<'_, G>,
 ) -> Result<PairwiseReport> {
-    step("pairwise_step", cpu, x, y, objective, options, dx, Some(dy))
+    one("pairwise_step", cpu, x, y, objective, options, dx, Some(dy))
 }
 
 /// As [`pairwise_step`] for one set: the rows of `x` are anchors and candidates at once, a row is no candidate of its own,
@@ -294,5 +316,72 @@ pub fn pairwise_step_single<T: Element, G: GradientOf<T>>(
     options: &PairwiseOptions<'_>,
     dx: MatMut<'_, G>,
 ) -> Result<PairwiseReport> {
-    step("pairwise_step_single", cpu, x, x, objective, options, dx, None)
+    one("pairwise_step_single", cpu, x, x, objective, options, dx, None)
+}
+
+/// One step of a weighted sum of objectives over one batch, `L = Σ_k w_k L_k`: `S` is computed once for all of them, their
+/// weight matrices are added, and the gradient's two products are taken once.
+///
+/// `options` are those of every part; a part that has no use for an option goes without it, but one of them must have a
+/// use. With `conflict` the report also says how long each part's gradient is and how much the parts agree, for which each
+/// part is computed once more by itself, into memory of the size of both gradients per part.
+///
+/// # Errors
+/// As [`pairwise_step`], and [`Error::InvalidOption`](crate::Error::InvalidOption) for a weight that is not finite or for
+/// no parts.
+#[allow(clippy::too_many_arguments)]
+pub fn pairwise_mixture<T: Element, G: GradientOf<T>>(
+    cpu: &Cpu,
+    x: MatRef<'_, T>,
+    y: MatRef<'_, T>,
+    parts: &[PairwisePart],
+    options: &PairwiseOptions<'_>,
+    conflict: bool,
+    dx: MatMut<'_, G>,
+    dy: MatMut<'_, G>,
+) -> Result<MixtureReport> {
+    let (reports, conflict) = step("pairwise_mixture", cpu, x, y, parts, options, conflict, dx, Some(dy))?;
+    let loss = parts.iter().zip(&reports).map(|(part, report)| part.weight * report.loss).sum();
+    Ok(MixtureReport { loss, parts: reports, conflict })
+}
+
+/// A step of one objective.
+#[allow(clippy::too_many_arguments)]
+fn one<T: Element, G: GradientOf<T>>(
+    op: &'static str,
+    cpu: &Cpu,
+    x: MatRef<'_, T>,
+    y: MatRef<'_, T>,
+    objective: &PairwiseObjective,
+    options: &PairwiseOptions<'_>,
+    dx: MatMut<'_, G>,
+    dy: Option<MatMut<'_, G>>,
+) -> Result<PairwiseReport> {
+    let part = PairwisePart { weight: 1.0, objective: *objective };
+    let (reports, _) = step(op, cpu, x, y, &[part], options, false, dx, dy)?;
+    Ok(reports.first().copied().unwrap_or_default())
+}
+
+/// One step of an objective of your own over all pairs: the gradients `dx (+)= u W ŷ` and `dy (+)= u Wᵀ x̂` for the weights
+/// `W` that `objective` gives, as [`pairwise_step`].
+///
+/// Weights are computed pair by pair in `f64`, once; logits twice. `row_weights` multiply all weights of a row. `loss` in the
+/// report is `Σ W_ij S_ij` with the upstream factor: something to watch, not a loss, for nothing says that there is one
+/// ([`integrability`](crate::integrability) does). A pair whose similarity is NaN has the weight NaN.
+///
+/// # Errors
+/// As [`pairwise_step`]; `col_weights` and `log_q` are refused.
+pub fn pairwise_step_custom<T: Element, G: GradientOf<T>>(
+    cpu: &Cpu,
+    x: MatRef<'_, T>,
+    y: MatRef<'_, T>,
+    objective: &dyn PairObjective,
+    options: &PairwiseOptions<'_>,
+    dx: MatMut<'_, G>,
+    dy: MatMut<'_, G>,
+) -> Result<PairwiseReport> {
+    let extents = [(x.rows(), x.cols()), (y.rows(), y.cols()), (dx.rows(), dx.cols()), (dy.rows(), dy.cols())];
+    check::pairwise_custom("pairwise_step_custom", extents, &options.into())?;
+    let solve = |inputs: &Inputs<'_, T>| solve_custom(cpu, inputs, objective, dx, Some(dy));
+    Ok(with_inputs(cpu, x, y, options, false, solve).first().copied().unwrap_or_default())
 }

@@ -10,11 +10,13 @@ pub(super) struct Sum {
     pub(super) sum: f64,
     /// The same with a factor, see [`super::form::Form::extra`].
     pub(super) extra: f64,
+    /// Where the maximum is, the lowest of several; only of what sets it.
+    pub(super) at: u32,
 }
 
 impl Default for Sum {
     fn default() -> Self {
-        Self { max: f64::NEG_INFINITY, sum: 0.0, extra: 0.0 }
+        Self { max: f64::NEG_INFINITY, sum: 0.0, extra: 0.0, at: 0 }
     }
 }
 
@@ -23,6 +25,9 @@ impl Sum {
     pub(super) fn add(&mut self, other: Self) {
         if other.max == f64::NEG_INFINITY && other.sum == 0.0 {
             return;
+        }
+        if self.sum == 0.0 || other.max > self.max || (other.max == self.max && other.at < self.at) {
+            self.at = other.at;
         }
         let max = self.max.max(other.max);
         let factor = |m: f64| if m == max { 1.0 } else { (m - max).exp() };
@@ -69,7 +74,7 @@ impl Positives {
             self.total += term;
             if kept(objective, s, highest) {
                 let sum = if term.is_nan() { f64::NAN } else { 1.0 };
-                self.soft.add(Sum { max: term, sum, extra: 0.0 });
+                self.soft.add(Sum { max: term, sum, ..Sum::default() });
             }
         } else if term > 0.0 || term.is_nan() {
             self.total += term;

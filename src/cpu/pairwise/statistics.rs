@@ -2,8 +2,9 @@
 
 use super::classes::{Classes, NEGATIVE, POSITIVE};
 use super::form::Form;
+use super::member::Member;
 use super::positives::{Positives, Sum};
-use super::tiles::{Cut, Tile, Tiles};
+use super::tiles::{Tile, Tiles};
 use crate::cpu::Cpu;
 use crate::cpu::row_norms::fold;
 use crate::cpu::tile::{Kernel, Simd, lanes};
@@ -43,25 +44,34 @@ impl Statistics {
             positives: vec![Positives::default(); n],
         }
     }
-}
 
-/// What a tile finds: of its rows, and its columns' sums so far.
-pub(super) struct Share<'a> {
-    rows: Vec<(Sum, Positives)>,
-    cols: &'a mut [Sum],
-}
+    /// Adds the rows of a share, of which the first is `first`.
+    pub(super) fn add_rows(&mut self, first: usize, share: Share<'_>) {
+        self.add(first, &share.rows);
+    }
 
-impl Share<'_> {
-    pub(super) fn into_rows(self) -> Vec<(Sum, Positives)> {
-        self.rows
+    fn add(&mut self, first: usize, rows: &RowsOfShare) {
+        for (r, (negatives, positives)) in rows.iter().enumerate() {
+            self.rows[first + r].add(*negatives);
+            self.positives[first + r].merge(positives);
+        }
     }
 }
 
-/// One share per chunk of a wave of `rows` rows.
-fn shares<'a>(cols: &'a mut [Sum], rows: usize, chunk: usize, chunks: usize) -> Vec<Share<'a>> {
-    let mut cols = cols.chunks_mut(chunk);
-    let share = |_| Share { rows: vec![Default::default(); rows], cols: cols.next().unwrap_or_default() };
-    (0..chunks).map(share).collect()
+/// What a tile finds of its rows.
+type RowsOfShare = Vec<(Sum, Positives)>;
+
+/// What a tile finds: of its rows, and its columns' sums so far.
+pub(super) struct Share<'a> {
+    pub(super) rows: RowsOfShare,
+    pub(super) cols: &'a mut [Sum],
+}
+
+impl<'a> Share<'a> {
+    /// Of a wave of `rows` rows, and these columns' sums.
+    pub(super) fn new(rows: usize, cols: &'a mut [Sum]) -> Self {
+        Self { rows: vec![Default::default(); rows], cols }
+    }
 }
 
 /// Memory for a tile's rows.
@@ -139,7 +149,7 @@ impl<A: Accum> Scratch<A> {
         }
         for (c, total) in share.cols.iter_mut().enumerate() {
             let max = if F::SOFT { self.col_max[c].to_f64() } else { 0.0 };
-            total.add(Sum { max, sum: self.col_sum[c].to_f64(), extra: self.col_extra[c].to_f64() });
+            total.add(Sum { max, sum: self.col_sum[c].to_f64(), extra: self.col_extra[c].to_f64(), at: 0 });
         }
     }
 }
@@ -150,37 +160,34 @@ pub(super) fn padded<A: Accum>(values: &[A], len: usize) -> Vec<A> {
     out
 }
 
-/// The shares of one wave, for [`Tiles::each`]; `add_rows` puts them together.
-pub(super) fn wave_shares<'a>(all: &'a mut [Sum], cut: &Cut, wave: usize) -> Vec<Share<'a>> {
-    shares(all, cut.rows(wave).len(), cut.chunk, cut.chunks())
-}
-
-/// Adds the rows of a wave's shares, chunk by chunk.
-pub(super) fn add_rows(all: &mut Statistics, first: usize, found: &[Vec<(Sum, Positives)>]) {
-    for rows in found {
-        for (r, (negatives, positives)) in rows.iter().enumerate() {
-            all.rows[first + r].add(*negatives);
-            all.positives[first + r].merge(positives);
-        }
-    }
-}
-
-/// Computes the statistics of every anchor. Sums over a tile's part of a row or column are taken in `T::Acc`, sums over
-/// tiles in `f64`, in an order that follows from the shape.
-pub(super) fn statistics<T: Element, F: Form<T::Acc>>(
-    tiles: &mut Tiles<'_, T>,
-    form: F,
-    q: &Question<'_, T::Acc>,
-) -> Statistics {
+/// Computes the statistics of the members' anchors, in one sweep for all of them. Sums over a tile's part of a row or column
+/// are taken in `T::Acc`, sums over tiles in `f64`, in an order that follows from the shape.
+pub(super) fn statistics<T: Element>(tiles: &mut Tiles<'_, T>, members: &[&dyn Member<T::Acc>]) -> Vec<Statistics> {
     let (cpu, cut) = (tiles.cpu, tiles.cut);
-    let mut all = Statistics::new(cut.n, cut.m, !q.cols_p.is_empty());
+    let of = |member: &&dyn Member<T::Acc>| Statistics::new(cut.n, cut.m, member.both_sides());
+    let mut all: Vec<Statistics> = members.iter().map(of).collect();
     for wave in 0..cut.waves() {
-        let mut shares = wave_shares(&mut all.cols, &cut, wave);
-        let states: Vec<_> = shares.iter_mut().collect();
+        let rows = cut.rows(wave);
+        let mut states: Vec<Vec<Share<'_>>> = (0..cut.chunks()).map(|_| Vec::new()).collect();
+        for found in &mut all {
+            let mut cols = found.cols.chunks_mut(cut.chunk);
+            for state in &mut states {
+                state.push(Share::new(rows.len(), cols.next().unwrap_or_default()));
+            }
+        }
         let start = || Scratch::new(cut.chunk, cut.nr);
-        tiles.each(wave, states, start, |scratch, tile, share| scratch.visit(cpu, &tile, share, form, q));
-        let found: Vec<_> = shares.into_iter().map(Share::into_rows).collect();
-        add_rows(&mut all, cut.rows(wave).start, &found);
+        tiles.each(wave, states.iter_mut().collect(), start, |scratch, tile, shares: &mut Vec<Share<'_>>| {
+            for (member, share) in members.iter().zip(shares) {
+                member.visit(cpu, scratch, &tile, share);
+            }
+        });
+        let found: Vec<Vec<RowsOfShare>> =
+            states.into_iter().map(|shares| shares.into_iter().map(|share| share.rows).collect()).collect();
+        for shares in found {
+            for (all, share) in all.iter_mut().zip(shares) {
+                all.add(rows.start, &share);
+            }
+        }
     }
     all
 }
@@ -239,7 +246,12 @@ impl<A: Accum, F: Form<A>> Kernel<A> for RowSums<'_, A, F> {
             }
             extra = total::<A, S>(products);
         }
-        Sum { max: if F::SOFT { max.to_f64() } else { 0.0 }, sum: total::<A, S>(terms).to_f64(), extra: extra.to_f64() }
+        Sum {
+            max: if F::SOFT { max.to_f64() } else { 0.0 },
+            sum: total::<A, S>(terms).to_f64(),
+            extra: extra.to_f64(),
+            at: 0,
+        }
     }
 }
 

@@ -22,7 +22,7 @@ const WAVE_ROWS: usize = 384;
 const WAVE_BYTES: usize = 32 << 20;
 
 /// Bytes of tiles that are kept from one sweep to the next; the others are computed again.
-const KEPT_BYTES: usize = 40 << 20;
+const KEPT_BYTES: usize = 32 << 20;
 
 /// A matrix and those of its rows that take no part in products.
 #[derive(Clone, Copy)]

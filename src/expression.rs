@@ -1,0 +1,526 @@
+//! Objectives over all pairs written as text.
+//!
+//! An expression has a line per quantity, `name = formula`. `positive` and `negative` are the weights of the pairs, `logit` is
+//! what the sums of exponentials are over (default `s`); any other name is a parameter that later lines may use. An empty
+//! line or one that starts with `#` is none.
+//!
+//! | in a formula | |
+//! | --- | --- |
+//! | `+ - * /`, `(` `)` | as usual |
+//! | `exp ln sqrt abs sigmoid softplus`, `min max` | functions of one argument, of two |
+//! | numbers, names of earlier lines | |
+//! | `step(a)` | 1 if `a > 0`, else 0 |
+//! | `s` | the pair's similarity |
+//! | `hardest_of_row`, `hardest_of_col` | 1 for the hardest negative of the row, of the column, else 0 |
+//! | `n`, `m` | rows and columns of the batch |
+//! | `row.pair`, `row.hardest` | the similarities of the row's own pair and of its hardest negative |
+//! | `row.lse`, `row.lse_positives` | `ln Σ e^logit` over the row's negatives, over its positives |
+//! | `row.positives`, `row.negatives` | how many there are; `col.…` is the same of the column |
+//!
+//! `logit` may use `s` and parameters. The symmetric cross-entropy of CLIP in three lines:
+//!
+//! ```
+//! use simgrad::expression::Expression;
+//!
+//! let clip: Expression = "
+//!     logit    = 14.3 * s
+//!     negative = 14.3 / (2 * n) * (sigmoid(row.lse - row.lse_positives) * exp(logit - row.lse) + sigmoid(col.lse - col.lse_positives) * exp(logit - col.lse))
+//!     positive = -14.3 / (2 * n) * (sigmoid(row.lse - logit) + sigmoid(col.lse - logit))
+//! ".parse()?;
+//! # Ok::<(), simgrad::Error>(())
+//! ```
+
+use std::str::FromStr;
+
+use crate::custom::{AnchorView, PairObjective, PairView};
+use crate::error::{Error, Result};
+
+/// An objective as text; see the [module](self).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expression {
+    logit: Node,
+    positive: Node,
+    negative: Node,
+    one_positive: bool,
+}
+
+impl Expression {
+    /// With [`PairObjective::one_positive`] as given; an expression that was parsed has one positive per anchor.
+    pub fn with_one_positive(self, one_positive: bool) -> Self {
+        Self { one_positive, ..self }
+    }
+}
+
+/// A formula.
+#[derive(Clone, Debug, PartialEq)]
+enum Node {
+    Number(f64),
+    Variable(Variable),
+    Unary(Unary, Box<Node>),
+    Binary(Binary, Box<[Node; 2]>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Variable {
+    Similarity,
+    HardestOfRow,
+    HardestOfCol,
+    Rows,
+    Cols,
+    Row(Statistic),
+    Col(Statistic),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Statistic {
+    Pair,
+    Hardest,
+    Lse,
+    LsePositives,
+    Positives,
+    Negatives,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unary {
+    Negate,
+    Exp,
+    Ln,
+    Sqrt,
+    Abs,
+    Sigmoid,
+    Softplus,
+    Step,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Binary {
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    Min,
+    Max,
+}
+
+impl Statistic {
+    fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "pair" => Self::Pair,
+            "hardest" => Self::Hardest,
+            "lse" => Self::Lse,
+            "lse_positives" => Self::LsePositives,
+            "positives" => Self::Positives,
+            "negatives" => Self::Negatives,
+            _ => return None,
+        })
+    }
+
+    fn of(self, anchor: &AnchorView) -> f64 {
+        match self {
+            Self::Pair => anchor.pair,
+            Self::Hardest => anchor.hardest,
+            Self::Lse => anchor.lse_negatives,
+            Self::LsePositives => anchor.lse_positives,
+            Self::Positives => f64::from(anchor.positives),
+            Self::Negatives => f64::from(anchor.negatives),
+        }
+    }
+}
+
+impl Variable {
+    fn named(name: &str) -> Option<Self> {
+        if let Some((side, statistic)) = name.split_once('.') {
+            let statistic = Statistic::named(statistic)?;
+            return match side {
+                "row" => Some(Self::Row(statistic)),
+                "col" => Some(Self::Col(statistic)),
+                _ => None,
+            };
+        }
+        Some(match name {
+            "s" => Self::Similarity,
+            "hardest_of_row" => Self::HardestOfRow,
+            "hardest_of_col" => Self::HardestOfCol,
+            "n" => Self::Rows,
+            "m" => Self::Cols,
+            _ => return None,
+        })
+    }
+
+    fn of(self, pair: &PairView<'_>) -> f64 {
+        match self {
+            Self::Similarity => pair.s,
+            Self::HardestOfRow => f64::from(pair.hardest_of_row),
+            Self::HardestOfCol => f64::from(pair.hardest_of_col),
+            Self::Rows => pair.rows as f64,
+            Self::Cols => pair.cols as f64,
+            Self::Row(statistic) => statistic.of(pair.row),
+            Self::Col(statistic) => statistic.of(pair.col),
+        }
+    }
+
+    /// Whether it is known before there are statistics.
+    const fn early(self) -> bool {
+        matches!(self, Self::Similarity)
+    }
+}
+
+impl Unary {
+    fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "exp" => Self::Exp,
+            "ln" => Self::Ln,
+            "sqrt" => Self::Sqrt,
+            "abs" => Self::Abs,
+            "sigmoid" => Self::Sigmoid,
+            "softplus" => Self::Softplus,
+            "step" => Self::Step,
+            _ => return None,
+        })
+    }
+
+    fn of(self, a: f64) -> f64 {
+        match self {
+            Self::Negate => -a,
+            Self::Exp => a.exp(),
+            Self::Ln => a.ln(),
+            Self::Sqrt => a.sqrt(),
+            Self::Abs => a.abs(),
+            // By the sign, so that neither overflows.
+            Self::Sigmoid if a >= 0.0 => 1.0 / (1.0 + (-a).exp()),
+            Self::Sigmoid => a.exp() / (1.0 + a.exp()),
+            Self::Softplus if a > 0.0 => a + (-a).exp().ln_1p(),
+            Self::Softplus => a.exp().ln_1p(),
+            // NaN stays.
+            Self::Step if a.is_nan() => a,
+            Self::Step => f64::from(a > 0.0),
+        }
+    }
+}
+
+impl Binary {
+    fn of(self, a: f64, b: f64) -> f64 {
+        match self {
+            Self::Add => a + b,
+            Self::Subtract => a - b,
+            Self::Multiply => a * b,
+            Self::Divide => a / b,
+            Self::Min if a.is_nan() || b.is_nan() => f64::NAN,
+            Self::Min => a.min(b),
+            Self::Max if a.is_nan() || b.is_nan() => f64::NAN,
+            Self::Max => a.max(b),
+        }
+    }
+}
+
+impl Node {
+    fn eval(&self, pair: &PairView<'_>) -> f64 {
+        match self {
+            Self::Number(value) => *value,
+            Self::Variable(variable) => variable.of(pair),
+            Self::Unary(op, a) => op.of(a.eval(pair)),
+            Self::Binary(op, ab) => op.of(ab[0].eval(pair), ab[1].eval(pair)),
+        }
+    }
+
+    /// Whether every variable is known before there are statistics.
+    fn early(&self) -> bool {
+        match self {
+            Self::Number(_) => true,
+            Self::Variable(variable) => variable.early(),
+            Self::Unary(_, a) => a.early(),
+            Self::Binary(_, ab) => ab.iter().all(Self::early),
+        }
+    }
+}
+
+impl PairObjective for Expression {
+    fn one_positive(&self) -> bool {
+        self.one_positive
+    }
+
+    fn logit(&self, s: f64) -> f64 {
+        let none = AnchorView {
+            pair: f64::NAN,
+            hardest: f64::NAN,
+            lse_negatives: f64::NAN,
+            lse_positives: f64::NAN,
+            positives: 0,
+            negatives: 0,
+        };
+        let pair = PairView {
+            s,
+            positive: false,
+            row: &none,
+            col: &none,
+            hardest_of_row: false,
+            hardest_of_col: false,
+            rows: 0,
+            cols: 0,
+        };
+        self.logit.eval(&pair)
+    }
+
+    fn weight(&self, pair: &PairView<'_>) -> f64 {
+        if pair.positive { self.positive.eval(pair) } else { self.negative.eval(pair) }
+    }
+}
+
+impl FromStr for Expression {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::InvalidOption`] that shows the line and where in it the mistake is.
+    fn from_str(text: &str) -> Result<Self> {
+        let mut known: Vec<(String, Node)> = vec![("logit".to_owned(), Node::Variable(Variable::Similarity))];
+        let mut given: Vec<String> = Vec::new();
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let Some((name, formula)) = line.split_once('=') else {
+                return Err(refuse(line, 0, "a line of the form `name = formula`"));
+            };
+            let name = name.trim();
+            let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            if !is_name {
+                return Err(refuse(line, 0, "a name of letters, digits and underscores"));
+            }
+            if Variable::named(name).is_some() || Unary::named(name).is_some() || matches!(name, "min" | "max") {
+                return Err(refuse(line, 0, "a name that has no other meaning"));
+            }
+            if given.iter().any(|other| other == name) {
+                return Err(refuse(line, 0, "a name that is not taken yet"));
+            }
+            let start = line.len() - formula.len();
+            let node = Parser { line, at: start, known: &known }.whole()?;
+            if name == "logit" && !node.early() {
+                return Err(refuse(line, start, "a logit of `s` and parameters alone"));
+            }
+            known.retain(|(other, _)| other != name);
+            known.push((name.to_owned(), node));
+            given.push(name.to_owned());
+        }
+        let take = |name: &str| -> Result<Node> {
+            let at = known.iter().position(|(other, _)| other == name);
+            at.map(|at| known[at].1.clone()).ok_or_else(|| refuse(text.trim(), 0, &format!("a line `{name} = …`")))
+        };
+        Ok(Self { logit: take("logit")?, positive: take("positive")?, negative: take("negative")?, one_positive: true })
+    }
+}
+
+/// The refusal of a line, with a mark below the place.
+fn refuse(line: &str, at: usize, expected: &str) -> Error {
+    let column = line.get(..at).map_or(0, |before| before.chars().count());
+    let got = format!("\n    {line}\n    {}^", " ".repeat(column));
+    Error::InvalidOption { op: "Expression::from_str", arg: "text", expected: expected.to_owned(), got }
+}
+
+/// Recursive descent over one line.
+struct Parser<'a> {
+    line: &'a str,
+    at: usize,
+    known: &'a [(String, Node)],
+}
+
+/// Parentheses within each other, so that no text exhausts the stack.
+const DEEPEST: usize = 64;
+
+impl<'a> Parser<'a> {
+    fn whole(&mut self) -> Result<Node> {
+        let node = self.sum(0)?;
+        match self.peek() {
+            None => Ok(node),
+            Some(_) => Err(self.refuse("an operator or the end of the line")),
+        }
+    }
+
+    fn refuse(&self, expected: &str) -> Error {
+        refuse(self.line, self.at, expected)
+    }
+
+    fn rest(&self) -> &'a str {
+        self.line.get(self.at..).unwrap_or_default()
+    }
+
+    /// The next character that is not a space.
+    fn peek(&mut self) -> Option<char> {
+        self.at += self.rest().len() - self.rest().trim_start().len();
+        self.rest().chars().next()
+    }
+
+    fn takes(&mut self, wanted: char) -> bool {
+        let found = self.peek() == Some(wanted);
+        self.at += if found { wanted.len_utf8() } else { 0 };
+        found
+    }
+
+    fn expect(&mut self, wanted: char) -> Result<()> {
+        if self.takes(wanted) { Ok(()) } else { Err(self.refuse(&format!("`{wanted}`"))) }
+    }
+
+    fn sum(&mut self, depth: usize) -> Result<Node> {
+        let mut node = self.product(depth)?;
+        loop {
+            let op = match self.peek() {
+                Some('+') => Binary::Add,
+                Some('-') => Binary::Subtract,
+                _ => return Ok(node),
+            };
+            self.at += 1;
+            node = Node::Binary(op, Box::new([node, self.product(depth)?]));
+        }
+    }
+
+    fn product(&mut self, depth: usize) -> Result<Node> {
+        let mut node = self.factor(depth)?;
+        loop {
+            let op = match self.peek() {
+                Some('*') => Binary::Multiply,
+                Some('/') => Binary::Divide,
+                _ => return Ok(node),
+            };
+            self.at += 1;
+            node = Node::Binary(op, Box::new([node, self.factor(depth)?]));
+        }
+    }
+
+    fn factor(&mut self, depth: usize) -> Result<Node> {
+        if depth > DEEPEST {
+            return Err(self.refuse(&format!("at most {DEEPEST} levels of parentheses and signs")));
+        }
+        match self.peek() {
+            Some('-') => {
+                self.at += 1;
+                Ok(Node::Unary(Unary::Negate, Box::new(self.factor(depth + 1)?)))
+            }
+            Some('(') => {
+                self.at += 1;
+                let node = self.sum(depth + 1)?;
+                self.expect(')')?;
+                Ok(node)
+            }
+            Some(c) if c.is_ascii_digit() || c == '.' => self.number(),
+            Some(c) if c.is_ascii_alphabetic() || c == '_' => self.name(depth),
+            _ => Err(self.refuse("a number, a name or `(`")),
+        }
+    }
+
+    fn number(&mut self) -> Result<Node> {
+        let text = self.rest();
+        let mut end = text.len();
+        for (k, c) in text.char_indices() {
+            let exponent_sign = (c == '+' || c == '-') && text[..k].ends_with(['e', 'E']);
+            if !(c.is_ascii_digit() || c == '.' || c == 'e' || c == 'E' || exponent_sign) {
+                end = k;
+                break;
+            }
+        }
+        match text[..end].parse::<f64>() {
+            Ok(value) if value.is_finite() => {
+                self.at += end;
+                Ok(Node::Number(value))
+            }
+            _ => Err(self.refuse("a finite number")),
+        }
+    }
+
+    fn name(&mut self, depth: usize) -> Result<Node> {
+        let text = self.rest();
+        let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.')).unwrap_or(text.len());
+        let (name, start) = (&text[..end], self.at);
+        self.at += end;
+        if let Some((_, node)) = self.known.iter().find(|(known, _)| known == name) {
+            return Ok(node.clone());
+        }
+        if let Some(variable) = Variable::named(name) {
+            return Ok(Node::Variable(variable));
+        }
+        if let Some(op) = Unary::named(name) {
+            self.expect('(')?;
+            let a = self.sum(depth + 1)?;
+            self.expect(')')?;
+            return Ok(Node::Unary(op, Box::new(a)));
+        }
+        let op = match name {
+            "min" => Binary::Min,
+            "max" => Binary::Max,
+            _ => return Err(refuse(self.line, start, "a name that is known here")),
+        };
+        self.expect('(')?;
+        let a = self.sum(depth + 1)?;
+        self.expect(',')?;
+        let b = self.sum(depth + 1)?;
+        self.expect(')')?;
+        Ok(Node::Binary(op, Box::new([a, b])))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(formula: &str) -> f64 {
+        let text = format!("tau = 4\nnegative = {formula}\npositive = 0");
+        let row =
+            AnchorView { pair: 0.5, hardest: 0.25, lse_negatives: 2.0, lse_positives: 3.0, positives: 6, negatives: 7 };
+        let col = AnchorView { pair: -0.5, ..row };
+        let pair = PairView {
+            s: 0.75,
+            positive: false,
+            row: &row,
+            col: &col,
+            hardest_of_row: true,
+            hardest_of_col: false,
+            rows: 8,
+            cols: 9,
+        };
+        text.parse::<Expression>().unwrap().weight(&pair)
+    }
+
+    #[test]
+    fn formulas_have_the_usual_meaning() {
+        for (formula, want) in [
+            ("1 + 2 * 3 - 4 / 8", 6.5),
+            ("(1 + 2) * -3", -9.0),
+            ("2 - 1 - 1", 0.0),
+            ("8 / 2 / 2", 2.0),
+            ("1.5e-1 + .5", 0.65),
+            ("min(s, row.pair) + max(col.pair, -2)", 0.0),
+            ("step(s) + step(-s) + step(0)", 1.0),
+            ("sigmoid(0) + abs(-2) + sqrt(9) + ln(exp(1))", 6.5),
+            ("softplus(1000) + softplus(-1000) + sigmoid(1000) + sigmoid(-1000)", 1001.0),
+            ("hardest_of_row - hardest_of_col", 1.0),
+            ("row.hardest + row.lse + row.lse_positives + row.positives + row.negatives", 18.25),
+            ("n * 10 + m", 89.0),
+            ("tau * logit", 3.0),
+        ] {
+            assert!((value(formula) - want).abs() < 1e-12, "{formula} is {}, not {want}", value(formula));
+        }
+    }
+
+    #[test]
+    fn mistakes_are_shown_where_they_are() {
+        let both = "\npositive = 0\nnegative = 0";
+        for (text, expected, place) in [
+            ("a = 1 + * 2".to_owned() + both, "a number, a name or `(`", "        ^"),
+            ("a = (1".to_owned() + both, "`)`", "      ^"),
+            ("a = 1 2".to_owned() + both, "an operator or the end", "      ^"),
+            ("a = tau".to_owned() + both, "a name that is known here", "    ^"),
+            ("a = exp 1".to_owned() + both, "`(`", "        ^"),
+            ("a = min(1)".to_owned() + both, "`,`", "         ^"),
+            ("a = 1e999".to_owned() + both, "a finite number", "    ^"),
+            ("s = 1".to_owned() + both, "a name that has no other meaning", "^"),
+            ("a = 1\na = 2".to_owned() + both, "a name that is not taken yet", "^"),
+            ("a b = 1".to_owned() + both, "a name of letters", "^"),
+            ("nothing".to_owned() + both, "name = formula", "^"),
+            ("logit = row.lse".to_owned() + both, "a logit of", "       ^"),
+            ("positive = 0".to_owned(), "a line `negative", "^"),
+            (format!("a = {}1{both}", "(".repeat(100)), "levels of parentheses", "^"),
+            (format!("a = {}1{both}", "-".repeat(100)), "levels of parentheses", "^"),
+        ] {
+            let error = text.parse::<Expression>().unwrap_err().to_string();
+            assert!(error.contains(expected), "{text}: {error}");
+            assert!(error.contains(place), "{text}: {error}");
+        }
+    }
+}
