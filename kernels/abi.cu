@@ -14,11 +14,13 @@
 #include "params/abi.h"
 #include "params/cosine_matrix.h"
 #include "params/goal.h"
+#include "params/memory_bank.h"
 #include "params/mine.h"
 #include "params/pairwise.h"
 #include "params/positive_ranks.h"
 #include "params/ranks.h"
 #include "params/row_norms.h"
+#include "params/top_k.h"
 #include "params/weighted_grad.h"
 
 namespace {
@@ -130,6 +132,29 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         F(row_rank) F(col_rank) F(ldx) F(ldy) F(n) F(m) F(d) F(row_splits) F(col_splits) F(ties)
     }
     {
+        using S = TopKSide;
+        w.put(sizeof(S));
+        F(lists) F(state) F(start) F(len) F(slots) F(skip) F(keep)
+    }
+    {
+        using S = TopKParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(inv_x) F(inv_y) F(row_ids) F(col_ids) F(stamps) F(pos) F(rows) F(cols) F(oldest) F(ldx) F(ldy)
+        F(far) F(near) F(margin) F(low) F(high) F(n) F(m) F(d) F(row_splits) F(col_splits) F(row_slot) F(offset) F(pairs) F(own_pairs)
+        F(pick) F(margin_kind) F(admits_nan) F(easiest) F(pad_)
+    }
+    {
+        using S = TopKMergeParams;
+        w.put(sizeof(S));
+        F(rows) F(cols) F(row_index) F(row_value) F(row_survivors) F(col_index) F(col_value) F(col_survivors) F(far) F(near)
+        F(k) F(drop) F(pick) F(easiest)
+    }
+    {
+        using S = BankPushParams;
+        w.put(sizeof(S));
+        F(src) F(ids) F(embeddings) F(out_ids) F(out_stamps) F(ld) F(stamp) F(first) F(rows) F(capacity) F(cursor) F(d) F(pad_)
+    }
+    {
         using S = PositiveRanksParams;
         w.put(sizeof(S));
         F(x) F(y) F(inv_x) F(inv_y) F(row_offsets) F(row_candidates) F(col_offsets) F(col_candidates) F(col_pairs)
@@ -214,6 +239,9 @@ __device__ __forceinline__ void put_constants(Writer& w) {
     w.put(kTile);
     w.put(kTileThreads);
     w.put(kPipelineBytes);
+    w.put(kTopKMerged);
+    w.put(sizeof(TopKEntry));
+    w.put(kTopKPlanes);
     for (uint32_t code : {kSelectNegatives, kSelectGroup, kSelectPair}) w.put(code);
     for (uint32_t code : {kStatsNone, kStatsSecond, kStatsLin, kStatsSig}) w.put(code);
     for (uint32_t code : {kTripletCon, kTripletHinge, kTripletNca, kTripletCir}) w.put(code);

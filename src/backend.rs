@@ -11,6 +11,7 @@ use crate::cuda::host::{self, Cuda};
 use crate::dtype::{Element, GradientOf};
 use crate::error::{Error, Result};
 use crate::matrix::{BatchMut, BatchRef, MatMut, MatRef};
+use crate::memory_bank::BankColumns;
 use crate::objective::Objective;
 use crate::options::{
     CosineOptions, GradOptions, MineOptions, PositiveRanksOptions, RecallOptions, StepOptions, WriteMode,
@@ -18,6 +19,7 @@ use crate::options::{
 use crate::outputs::{GradReport, Mined, PositiveRanks, Ranks, RetrievalReport, StepDetail, StepReport, WeightTriples};
 use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
 use crate::relevance::RelevantPairs;
+use crate::top_k::{TopK, TopKOptions};
 
 /// A place to compute.
 ///
@@ -138,6 +140,34 @@ impl Backend {
         options: &MineOptions<'_>,
     ) -> Result<Mined<T::Acc>> {
         dispatch!(self, mine(x, y, options))
+    }
+
+    /// Up to `k` negatives of every row of `x` (`n × d`) and of `y` (`m × d`), by the rules of the options.
+    ///
+    /// # Errors
+    /// [`Error::EmptyDim`], [`Error::ShapeMismatch`] for `y` and the groups, [`Error::TooLarge`],
+    /// [`Error::InvalidOption`] for the options, and on CUDA those of the device.
+    pub fn mine_top_k<T: Element>(
+        &self,
+        x: MatRef<'_, T>,
+        y: MatRef<'_, T>,
+        options: &TopKOptions<'_>,
+    ) -> Result<TopK<T::Acc>> {
+        dispatch!(self, mine_top_k(x, y, options))
+    }
+
+    /// As [`mine_top_k`](Self::mine_top_k), with the entries of a bank as further candidates of the rows.
+    ///
+    /// # Errors
+    /// As [`mine_top_k`](Self::mine_top_k), and [`Error::ShapeMismatch`] for the bank.
+    pub fn mine_top_k_with_bank<T: Element>(
+        &self,
+        x: MatRef<'_, T>,
+        y: MatRef<'_, T>,
+        bank: &BankColumns<'_, T>,
+        options: &TopKOptions<'_>,
+    ) -> Result<TopK<T::Acc>> {
+        dispatch!(self, mine_top_k_with_bank(x, y, bank, options))
     }
 
     /// `u W Y` into or onto `dx` (`n × d`) and `u Wᵀ X` into or onto `dy` (`m × d`), for the sparse `W` of the triples.

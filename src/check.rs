@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::pairwise::{PairwiseOptions, PairwisePart};
+use crate::top_k::{MAX_K, Margin, TopKOptions};
 
 /// Rows and columns of a matrix argument.
 pub(crate) type Extent = (usize, usize);
@@ -108,6 +109,38 @@ pub(crate) fn cosine_matrix(
 pub(crate) fn mine(op: &'static str, x: Extent, y: Extent, ids: Option<(usize, usize)>) -> Result<()> {
     indexed_pair(op, x, y)?;
     groups(op, x.0, y.0, ids)
+}
+
+/// An integer option in a range, or [`Error::InvalidOption`].
+fn within(op: &'static str, arg: &'static str, range: std::ops::RangeInclusive<usize>, got: usize) -> Result<()> {
+    if range.contains(&got) {
+        return Ok(());
+    }
+    let expected = format!("{} to {}", range.start(), range.end());
+    Err(Error::InvalidOption { op, arg, expected, got: got.to_string() })
+}
+
+/// `mine_top_k`: any two numbers of rows, and the options.
+pub(crate) fn mine_top_k(op: &'static str, x: Extent, y: Extent, options: &TopKOptions<'_>) -> Result<()> {
+    mine(op, x, y, options.groups.map(|g| (g.rows.len(), g.cols.len())))?;
+    if let Some((low, high)) =
+        options.window.filter(|(low, high)| low.partial_cmp(high).is_none_or(std::cmp::Ordering::is_gt))
+    {
+        let expected = "two numbers in ascending order".to_owned();
+        return Err(Error::InvalidOption { op, arg: "options.window", expected, got: format!("({low}, {high})") });
+    }
+    if let Some(Margin::Absolute(margin) | Margin::Relative(margin)) = options.below_positive {
+        finite(op, "options.below_positive", margin)?;
+    }
+    within(op, "options.skip", 0..=MAX_K, options.skip)?;
+    within(op, "options.k", 1..=MAX_K, options.k)
+}
+
+/// A bank's entries as further candidates of the `n` rows: extent of the entries, and the number of the rows' ids.
+pub(crate) fn bank_columns(op: &'static str, x: Extent, m: usize, entries: Extent, ids: usize) -> Result<()> {
+    equal(op, "bank.cols", x.1, entries.1)?;
+    equal(op, "bank.ids", x.0, ids)?;
+    at_most(op, "y.rows and bank entries", MAX_ROWS, m.saturating_add(entries.0))
 }
 
 /// `positive_ranks`: relevant pairs for as many rows and columns as there are.

@@ -66,6 +66,7 @@ mod custom;
 mod dtype;
 mod error;
 mod matrix;
+mod memory_bank;
 mod metrics;
 mod objective;
 mod options;
@@ -73,6 +74,7 @@ mod outputs;
 mod pairwise;
 mod protocol;
 mod relevance;
+mod top_k;
 
 pub mod backend;
 pub mod cpu;
@@ -87,6 +89,7 @@ pub use custom::{AnchorView, PairObjective, PairView};
 pub use dtype::{Accum, DType, Element, GradientOf};
 pub use error::{Error, Result};
 pub use matrix::{BatchMut, BatchRef, MatMut, MatRef};
+pub use memory_bank::{BankColumns, BankState, MemoryBank};
 pub use metrics::{AtCutoff, DirectionMetrics, EvaluationReport, Gain, MetricOptions};
 pub use objective::{LossKind, Objective, PairWeight, Reduction, TripletWeight};
 pub use options::{
@@ -100,3 +103,4 @@ pub use outputs::{
 pub use pairwise::{Conflict, MixtureReport, PairwiseObjective, PairwiseOptions, PairwisePart, PairwiseReport};
 pub use protocol::{CaptionProtocol, EvaluationOptions, ProtocolReport};
 pub use relevance::RelevantPairs;
+pub use top_k::{Fallback, MAX_K, Margin, Pick, Selected, TopK, TopKOptions};

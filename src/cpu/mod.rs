@@ -31,6 +31,7 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod top_k;
 mod weighted_grad;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -44,4 +45,7 @@ pub use positive_ranks::positive_ranks;
 pub use ranks::{ranks, recall};
 pub(crate) use real::Real;
 pub use row_norms::{normalize, normalize_backward, row_norms};
+#[cfg(feature = "cuda")]
+pub(crate) use top_k::rule as top_k_rule;
+pub use top_k::{mine_top_k, mine_top_k_with_bank};
 pub use weighted_grad::weighted_grad;

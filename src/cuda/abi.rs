@@ -10,6 +10,7 @@ use super::goal_params::{GoalParams, GoalSide, ObjectiveParams, ReportPart};
 use super::goal_plan;
 use super::kernels::Kernels;
 use super::launch::{launch, params};
+use super::memory_bank::BankPushParams;
 use super::mine::MineParams;
 use super::pairwise_params::{
     self, PairwiseBlock, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide,
@@ -21,6 +22,7 @@ use super::prepare::{self, PrepareParams, PrepareSide};
 use super::ranks::RanksParams;
 use super::row_norms::{NormalizeBackwardParams, RowNormsParams};
 use super::sweep::{MineMergeParams, Select, Stats};
+use super::top_k_params::{self, TopKMergeParams, TopKParams, TopKSide};
 use super::weighted_grad::{self, InvertParams, InvertSide};
 use crate::error::Result;
 use crate::objective::Objective;
@@ -56,6 +58,10 @@ pub fn host_layout() -> Vec<u32> {
         MineMergeParams::LAYOUT,
         CosineMatrixParams::LAYOUT,
         RanksParams::LAYOUT,
+        TopKSide::LAYOUT,
+        TopKParams::LAYOUT,
+        TopKMergeParams::LAYOUT,
+        BankPushParams::LAYOUT,
         PositiveRanksParams::LAYOUT,
         PairwiseTiles::LAYOUT,
         PairwiseStatsParams::LAYOUT,
@@ -137,6 +143,7 @@ fn constants() -> Vec<u32> {
         plan::TILE_BLOCK,
         plan::TILE_SHARED_BYTES,
     ];
+    out.extend([top_k_params::MERGED, top_k_params::ENTRY_BYTES, top_k_params::PLANES].map(|v| v as u32));
     out.extend([Select::Negatives, Select::Group, Select::Pair].map(|s| s as u32));
     out.extend([Stats::None, Stats::Second, Stats::Lin, Stats::Sig].map(|s| s as u32));
     let all = Objective::all();

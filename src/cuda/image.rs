@@ -1,6 +1,7 @@
 //! The device code in this binary: one image per `kernels/<name>.cu`, and what is in it.
 
 use super::plan::TILE_SHARED_BYTES;
+use super::top_k_params::MERGE_SHARED_BYTES;
 
 /// A kernel of an image.
 pub(crate) struct KernelSpec {
@@ -58,6 +59,7 @@ pub(crate) const IMAGES: &[Image] = &[
         ]
     ),
     image!("goal", ["goal_finalize"]),
+    image!("memory_bank", ["bank_push_16", "bank_push_32"]),
     image!(
         "mine",
         [
@@ -146,6 +148,15 @@ pub(crate) const IMAGES: &[Image] = &[
             "normalize_backward_f16_f32",
             "normalize_backward_bf16_bf16",
             "normalize_backward_bf16_f32",
+        ]
+    ),
+    image!(
+        "top_k",
+        [
+            "mine_top_k_f32" => TILE_SHARED_BYTES,
+            "mine_top_k_f16" => TILE_SHARED_BYTES,
+            "mine_top_k_bf16" => TILE_SHARED_BYTES,
+            "mine_top_k_merge" => MERGE_SHARED_BYTES,
         ]
     ),
     image!(

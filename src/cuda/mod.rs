@@ -29,9 +29,11 @@ mod host_evaluation;
 mod host_memory;
 mod host_mining;
 mod host_pairwise;
+mod host_top_k;
 mod image;
 mod kernels;
 mod launch;
+mod memory_bank;
 mod mine;
 mod pairwise;
 mod pairwise_params;
@@ -45,6 +47,9 @@ mod row_norms;
 mod scope;
 mod sweep;
 mod tensor;
+mod top_k;
+mod top_k_device;
+mod top_k_params;
 mod weighted_grad;
 mod workspace;
 
@@ -54,6 +59,7 @@ pub use goal::{DeviceGroups, DeviceStepOptions, GOAL_STEP_LAUNCHES, goal_step, g
 pub use goal_detail::{goal_detail_from_words, goal_detail_len};
 pub use goal_plan::goal_step_workspace_bytes;
 pub use kernels::Kernels;
+pub use memory_bank::{DeviceBankColumns, DeviceMemoryBank};
 pub use mine::{DeviceHardest, DeviceMineOptions, DeviceMined, mine, mine_workspace_bytes};
 pub use pairwise::{DevicePairwiseOptions, pairwise_step, pairwise_step_single};
 pub use pairwise_plan::{PAIRWISE_WAVE_BYTES, pairwise_single_workspace_bytes, pairwise_workspace_bytes};
@@ -62,6 +68,8 @@ pub use probe::{DeviceFacts, driver_present, open_context};
 pub use ranks::{DeviceRanksOptions, ranks, ranks_workspace_bytes};
 pub use row_norms::{normalize, normalize_backward, row_norms};
 pub use tensor::{DeviceBatch, DeviceBatchMut, DeviceElement, DeviceMat, DeviceMatMut};
+pub use top_k::mine_top_k_workspace_bytes;
+pub use top_k_device::{DeviceSelected, DeviceTopK, DeviceTopKOptions, mine_top_k};
 pub use weighted_grad::{DeviceGradOptions, DeviceTriples, Upstream, weighted_grad, weighted_grad_workspace_bytes};
 pub use workspace::WORKSPACE_ALIGN;
 
@@ -82,5 +90,6 @@ pub mod raw {
     pub use super::positive_ranks::{RawPositiveRanks, RawRelevant, positive_ranks_raw as positive_ranks};
     pub use super::ranks::{RawRanks, ranks_raw as ranks};
     pub use super::row_norms::raw::{normalize, normalize_backward, row_norms};
+    pub use super::top_k::{RawBank, RawSelected, RawTopK, mine_top_k_raw as mine_top_k};
     pub use super::weighted_grad::{RawWeightedGrad, weighted_grad_raw as weighted_grad};
 }

@@ -12,6 +12,7 @@ mod pairwise;
 mod positive_ranks;
 mod ranks;
 mod row_norms;
+mod top_k;
 mod weighted_grad;
 
 pub use cosine_matrix::cosine_matrix;
@@ -22,4 +23,5 @@ pub use pairwise::{PairwiseReference, pairwise_step, pairwise_step_single, pairw
 pub use positive_ranks::{metrics, positive_ranks, positive_ranks_of};
 pub use ranks::{ranks, recall};
 pub use row_norms::{normalize, normalize_backward, row_norms};
+pub use top_k::{distance_log_weight, mine_top_k, mine_top_k_with_bank, random_bits};
 pub use weighted_grad::weighted_grad;
