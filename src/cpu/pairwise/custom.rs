@@ -1,7 +1,7 @@
 //! Objectives of the caller's, pair by pair and in `f64`.
 
 use super::classes::{Classes, Counts, IGNORED, NEGATIVE, POSITIVE};
-use super::member::{Member, Totals};
+use super::member::{Member, Survey, Totals};
 use super::positives::{Positives, Sum};
 use super::statistics::{Scratch, Share, Statistics};
 use super::tiles::Tile;
@@ -81,10 +81,7 @@ fn each_pair<A: Accum>(classes: &Classes<'_>, tile: &Tile<'_, A>, mut f: impl Fn
     }
 }
 
-impl<A: Accum> Member<A> for Hardest<'_> {
-    fn alone(&self) -> bool {
-        false
-    }
+impl<A: Accum> Survey<A> for Hardest<'_> {
     fn both_sides(&self) -> bool {
         true
     }
@@ -99,19 +96,9 @@ impl<A: Accum> Member<A> for Hardest<'_> {
             }
         });
     }
-    fn settle(&mut self, _: &Statistics) {}
-    fn weigh(&self, _: &Cpu, _: &mut Tile<'_, A>, _: &mut [u32], _: &mut [A]) -> Totals {
-        Totals::default()
-    }
-    fn report(&self, _: &Statistics, _: Totals) -> PairwiseReport {
-        PairwiseReport::default()
-    }
 }
 
-impl<A: Accum> Member<A> for ColumnPositives<'_> {
-    fn alone(&self) -> bool {
-        false
-    }
+impl<A: Accum> Survey<A> for ColumnPositives<'_> {
     fn both_sides(&self) -> bool {
         true
     }
@@ -122,20 +109,9 @@ impl<A: Accum> Member<A> for ColumnPositives<'_> {
             }
         });
     }
-    fn settle(&mut self, _: &Statistics) {}
-    fn weigh(&self, _: &Cpu, _: &mut Tile<'_, A>, _: &mut [u32], _: &mut [A]) -> Totals {
-        Totals::default()
-    }
-    fn report(&self, _: &Statistics, _: Totals) -> PairwiseReport {
-        PairwiseReport::default()
-    }
 }
 
-impl<A: Accum> Member<A> for Custom<'_> {
-    fn alone(&self) -> bool {
-        false
-    }
-
+impl<A: Accum> Survey<A> for Custom<'_> {
     fn both_sides(&self) -> bool {
         true
     }
@@ -152,7 +128,14 @@ impl<A: Accum> Member<A> for Custom<'_> {
             }
         });
     }
+}
 
+impl<A: Accum> Member<A> for Custom<'_> {
+    fn alone(&self) -> bool {
+        false
+    }
+
+    /// Its anchors are known by [`Custom::meet`].
     fn settle(&mut self, _: &Statistics) {}
 
     fn weigh(&self, _: &Cpu, tile: &mut Tile<'_, A>, class: &mut [u32], _: &mut [A]) -> Totals {

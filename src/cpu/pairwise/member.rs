@@ -61,14 +61,18 @@ pub(super) struct Parameters<A> {
     pub(super) highest: Vec<f64>,
 }
 
-/// An objective of a step.
-pub(super) trait Member<A>: Sync {
-    /// Whether its weights depend on no statistics.
-    fn alone(&self) -> bool;
+/// What a sweep adds up of the tiles.
+pub(super) trait Survey<A>: Sync {
     /// Whether columns are anchors.
     fn both_sides(&self) -> bool;
     /// Adds a tile to its share of the statistics.
     fn visit(&self, cpu: &Cpu, scratch: &mut Scratch<A>, tile: &Tile<'_, A>, share: &mut Share<'_>);
+}
+
+/// An objective of a step.
+pub(super) trait Member<A>: Survey<A> {
+    /// Whether its weights depend on no statistics.
+    fn alone(&self) -> bool;
     /// Computes the anchors' coefficients and losses.
     fn settle(&mut self, found: &Statistics);
     /// Replaces the similarities of a tile by weights, upstream factor included.
@@ -125,11 +129,7 @@ impl<'a, A: Accum, F: Form<A>> Formed<'a, A, F> {
     }
 }
 
-impl<A: Accum, F: Form<A>> Member<A> for Formed<'_, A, F> {
-    fn alone(&self) -> bool {
-        F::ALONE
-    }
-
+impl<A: Accum, F: Form<A>> Survey<A> for Formed<'_, A, F> {
     fn both_sides(&self) -> bool {
         !self.parameters.cols.is_empty()
     }
@@ -144,6 +144,12 @@ impl<A: Accum, F: Form<A>> Member<A> for Formed<'_, A, F> {
             highest: &self.parameters.highest,
         };
         scratch.visit(cpu, tile, share, self.form, &question);
+    }
+}
+
+impl<A: Accum, F: Form<A>> Member<A> for Formed<'_, A, F> {
+    fn alone(&self) -> bool {
+        F::ALONE
     }
 
     fn settle(&mut self, found: &Statistics) {

@@ -15,7 +15,7 @@ use self::classes::{Classes, Counts};
 use self::custom::{ColumnPositives, Custom, Hardest};
 use self::form::{Circle, Hinge, Lifted, MultiSimilarity, RankedList, SigLip, Softmax};
 use self::gradient::gradient;
-use self::member::{Formed, Member, Parameters};
+use self::member::{Formed, Member, Parameters, Survey};
 use self::statistics::{Statistics, statistics};
 use self::tiles::{Operand, Tiles, left_out};
 use super::pack::Rows;
@@ -134,7 +134,7 @@ fn solve<T: Element, G: GradientOf<T>>(
         (0..members.len()).filter(|&k| !members[k].alone()).collect()
     };
     let before = early(&members);
-    let asked: Vec<&dyn Member<T::Acc>> = before.iter().map(|&k| &*members[k]).collect();
+    let asked: Vec<&dyn Survey<T::Acc>> = before.iter().map(|&k| &*members[k] as &dyn Survey<T::Acc>).collect();
     let found_before = if asked.is_empty() { Vec::new() } else { statistics(&mut tiles, &asked) };
     let nothing = || Statistics::new(tiles.cut.n, tiles.cut.m, false);
     let mut found: Vec<Statistics> = members.iter().map(|_| nothing()).collect();

@@ -2,7 +2,7 @@
 
 use super::classes::{Classes, NEGATIVE, POSITIVE};
 use super::form::Form;
-use super::member::Member;
+use super::member::Survey;
 use super::positives::{Positives, Sum};
 use super::tiles::{Tile, Tiles};
 use crate::cpu::Cpu;
@@ -162,9 +162,9 @@ pub(super) fn padded<A: Accum>(values: &[A], len: usize) -> Vec<A> {
 
 /// Computes the statistics of the members' anchors, in one sweep for all of them. Sums over a tile's part of a row or column
 /// are taken in `T::Acc`, sums over tiles in `f64`, in an order that follows from the shape.
-pub(super) fn statistics<T: Element>(tiles: &mut Tiles<'_, T>, members: &[&dyn Member<T::Acc>]) -> Vec<Statistics> {
+pub(super) fn statistics<T: Element>(tiles: &mut Tiles<'_, T>, members: &[&dyn Survey<T::Acc>]) -> Vec<Statistics> {
     let (cpu, cut) = (tiles.cpu, tiles.cut);
-    let of = |member: &&dyn Member<T::Acc>| Statistics::new(cut.n, cut.m, member.both_sides());
+    let of = |member: &&dyn Survey<T::Acc>| Statistics::new(cut.n, cut.m, member.both_sides());
     let mut all: Vec<Statistics> = members.iter().map(of).collect();
     for wave in 0..cut.waves() {
         let rows = cut.rows(wave);
