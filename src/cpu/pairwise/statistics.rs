@@ -4,7 +4,7 @@ use super::classes::{Classes, NEGATIVE, POSITIVE};
 use super::form::Form;
 use super::member::Survey;
 use super::positives::{Positives, Sum};
-use super::tiles::{Tile, Tiles};
+use super::tiles::{Sweep, Tile, Tiles};
 use crate::cpu::Cpu;
 use crate::cpu::row_norms::fold;
 use crate::cpu::tile::{Kernel, Simd, lanes};
@@ -176,11 +176,12 @@ pub(super) fn statistics<T: Element>(tiles: &mut Tiles<'_, T>, members: &[&dyn S
             }
         }
         let start = || Scratch::new(cut.chunk, cut.nr);
-        tiles.each(wave, states.iter_mut().collect(), start, |scratch, tile, shares: &mut Vec<Share<'_>>| {
+        let visit = |scratch: &mut Scratch<T::Acc>, tile: Tile<'_, T::Acc>, shares: &mut Vec<Share<'_>>| {
             for (member, share) in members.iter().zip(shares) {
                 member.visit(cpu, scratch, &tile, share);
             }
-        });
+        };
+        tiles.each(wave, Sweep::Survey, states.iter_mut().collect(), start, visit);
         let found: Vec<Vec<RowsOfShare>> =
             states.into_iter().map(|shares| shares.into_iter().map(|share| share.rows).collect()).collect();
         for shares in found {
