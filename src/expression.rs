@@ -30,6 +30,8 @@
 //! # Ok::<(), simgrad::Error>(())
 //! ```
 
+#[cfg(feature = "cuda")]
+mod emit;
 mod parser;
 
 use crate::custom::{AnchorView, PairObjective, PairView};
@@ -41,9 +43,16 @@ pub struct Expression {
     positive: Node,
     negative: Node,
     one_positive: bool,
+    /// The text that it was parsed from.
+    source: String,
 }
 
 impl Expression {
+    /// The text that it was parsed from.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// With [`PairObjective::one_positive`] as given; an expression that was parsed has one positive per anchor.
     pub fn with_one_positive(self, one_positive: bool) -> Self {
         Self { one_positive, ..self }
