@@ -210,13 +210,13 @@ struct WeighColumn {
 
 template <typename W>
 __device__ __forceinline__ void weights_body(const CustomWeightsParams& p) {
-    __shared__ double scratch[3][kWarps];
+    __shared__ double scratch[kWarps][kWaveSums];
     const uint32_t rows = (p.pairs.end_row - p.pairs.first_row + kTile - 1) / kTile, cols = (p.pairs.m + kTile - 1) / kTile;
     const uint32_t row_part = blockIdx.x / p.col_splits, col_part = blockIdx.x % p.col_splits;
     const uint32_t r_begin = first_of(rows, p.row_splits, row_part) * kTile;
     const uint32_t r_end = first_of(rows, p.row_splits, row_part + 1) * kTile;
     const uint32_t c_end = first_of(cols, p.col_splits, col_part + 1);
-    double total[3] = {0.0, 0.0, 0.0};
+    double total[kWaveSums] = {0.0, 0.0, 0.0, 0.0};  // W s, W, nothing, similarities of positives
     for (uint32_t c = first_of(cols, p.col_splits, col_part); c < c_end; ++c) {
         const WeighColumn<W> column(p, c * kTile + threadIdx.x % kTile);
         for (uint32_t tile = r_begin; tile < r_end; tile += kTile) {
@@ -230,21 +230,19 @@ __device__ __forceinline__ void weights_body(const CustomWeightsParams& p) {
             }
             total[0] += double(sums.ws);
             total[1] += double(sums.w);
-            total[2] += double(sums.positive);
+            total[3] += double(sums.positive);
         }
     }
 #pragma unroll
-    for (int k = 0; k < 3; ++k) {
+    for (uint32_t k = 0; k < kWaveSums; ++k) {
         const double sum = warp_sum(total[k]);
-        if (lane_id() == 0) scratch[k][warp_id()] = sum;
+        if (lane_id() == 0) scratch[warp_id()][k] = sum;
     }
     __syncthreads();  // every warp's sums are in place
     if (threadIdx.x >= kWaveSums) return;
-    // W s, W, nothing, similarities of positives.
-    const uint32_t k = threadIdx.x == 3 ? 2 : threadIdx.x;
     double sum = 0.0;
-    for (uint32_t w = 0; w < kWarps; ++w) sum += scratch[k][w];
-    p.sums[kWaveSums * size_t(blockIdx.x) + threadIdx.x] = threadIdx.x == 2 ? 0.0 : sum;
+    for (uint32_t w = 0; w < kWarps; ++w) sum += scratch[w][threadIdx.x];
+    p.sums[kWaveSums * size_t(blockIdx.x) + threadIdx.x] = sum;
 }
 
 // --- the anchors ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,10 @@
 //! | `row.lse`, `row.lse_positives` | `ln Σ e^logit` over the row's negatives, over its positives |
 //! | `row.positives`, `row.negatives` | how many there are; `col.…` is the same of the column |
 //!
+//! `cpu::pairwise_step_custom` computes in `f64`. On CUDA `cuda::CompiledExpression` compiles the formulas with NVRTC, and
+//! `cuda::pairwise_step_custom` computes them in `f32`, so logarithms of sums are to be subtracted before an `exp`, not divided
+//! after it: `exp(89)` is infinite there. `Backend::pairwise_step_custom` does either.
+//!
 //! `logit` may use `s` and parameters. The symmetric cross-entropy of CLIP in three lines:
 //!
 //! ```
