@@ -12,6 +12,7 @@ use cuda_support::{
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use half::{bf16, f16};
 use simgrad::cpu::{self, Cpu};
+use simgrad::cuda::host::{self, Cuda};
 use simgrad::cuda::raw::{self, RawPairwiseCustom, RawUpstream};
 use simgrad::cuda::*;
 use simgrad::expression::Expression;
@@ -387,5 +388,111 @@ fn a_module_that_does_not_load_is_tried_again() {
         let rule = format!("module:{modules}:{code}");
         let run = child("child_compiles_an_expression", &[("GPUEMU_FAIL", Some(&rule))]).expect(expected);
         assert!(run.text.contains("again: true"), "{}", run.text);
+    }
+}
+
+/// A step on host memory; the outputs hold 7 before.
+fn host_step(cuda: &Cuda) -> (simgrad::Result<PairwiseReport>, Vec<f32>) {
+    let (n, m, d) = (6, 9, 8);
+    let (x, y) = (numbers::<f32>(n * d, 1), numbers::<f32>(m * d, 2));
+    let (mut dx, mut dy) = (vec![7.0f32; n * d], vec![7.0f32; m * d]);
+    let ignore = [false, true, false, false, false, false];
+    let weights = [0.5f32; 6];
+    let options =
+        PairwiseOptions { ignore_rows: Some(&ignore), row_weights: Some(&weights), ..PairwiseOptions::default() };
+    let report = host::pairwise_step_custom(
+        cuda,
+        MatRef::new(&x, n, d).unwrap(),
+        MatRef::new(&y, m, d).unwrap(),
+        &parse(FORMULAS),
+        &options,
+        MatMut::new(&mut dx, n, d).unwrap(),
+        MatMut::new(&mut dy, m, d).unwrap(),
+    );
+    dx.extend(dy);
+    (report, dx)
+}
+
+#[test]
+fn child_steps_and_retries() {
+    if !is_child("child_steps_and_retries") {
+        return;
+    }
+    let cuda = Cuda::new(0).unwrap();
+    let mut failures = 0;
+    loop {
+        match host_step(&cuda) {
+            (Ok(_), gradient) => break assert!(gradient[8..].iter().all(|v| v.is_finite() && *v != 7.0)),
+            (Err(Error::OutOfMemory { op: "pairwise_step_custom", wanted }), untouched)
+                if failures < 1 && wanted > 0 =>
+            {
+                assert!(untouched.iter().all(|&v| v == 7.0), "a failed call has written something");
+                failures += 1;
+            }
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+    drop(cuda);
+    say(&format!("failures: {failures}"));
+}
+
+#[test]
+fn every_failing_allocation_is_an_error_that_leaks_nothing_and_can_be_retried() {
+    if ready().is_none() || !emulated("child_runs_a_hot_step") {
+        return;
+    }
+    // x, y, a mask, weights, dx, dy, the report, the workspace.
+    for k in 1..=9 {
+        let rule = format!("alloc:{k}");
+        let vars = [("GPUEMU_FAIL", Some(rule.as_str())), ("GPUEMU_LEAKS", Some("1"))];
+        let run = child("child_steps_and_retries", &vars).expect("leaks: none");
+        let expected = if k <= 8 { "failures: 1" } else { "failures: 0" };
+        assert!(run.text.contains(expected), "{k}: {}", run.text);
+    }
+}
+
+#[test]
+fn child_steps_through_refused_launches() {
+    if !is_child("child_steps_through_refused_launches") {
+        return;
+    }
+    let (context, kernels) = device().expect("a device");
+    let stream = context.new_stream().unwrap();
+    let expression = compile(kernels, FORMULAS);
+    let mut step = Step::<bf16, f32>::new(&stream, [10, 12, 8], PAIRWISE_WAVE_BYTES, 3);
+    let ones = (vec![1.0f32; 80], vec![1.0f32; 96]);
+    step.dx.set(&stream, &ones.0);
+    step.dy.set(&stream, &ones.1);
+    let options = || DevicePairwiseOptions { write: WriteMode::Accumulate, ..plain() };
+    match step.enqueue(kernels, &stream, &expression, options()) {
+        Err(Error::LaunchRefused { kernel, .. }) => say(&format!("refused: {kernel}")),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(step.dx.read(&stream, "dx"), ones.0, "a refused step has added to dx");
+    assert_eq!(step.dy.read(&stream, "dy"), ones.1, "a refused step has added to dy");
+    step.enqueue(kernels, &stream, &expression, options()).unwrap();
+    assert_ne!(step.dx.read(&stream, "dx"), ones.0);
+    context.check_err().unwrap();
+}
+
+#[test]
+fn every_refused_launch_names_its_kernel_and_leaves_the_gradients_alone() {
+    if ready().is_none() || !emulated("child_runs_a_hot_step") {
+        return;
+    }
+    let kernels = [
+        "prepare_bf16",
+        "cosine_matrix_bf16",
+        "pairwise_custom_rows",
+        "pairwise_custom_cols",
+        "pairwise_custom_anchors",
+        "pairwise_custom_weights_bf16",
+        "pairwise_grad_bf16",
+        "pairwise_finish_bf16_f32",
+    ];
+    for (k, kernel) in (1..).zip(kernels) {
+        let rule = format!("launch:{k}");
+        let vars = [("GPUEMU_FAIL", Some(rule.as_str()))];
+        child("child_steps_through_refused_launches", &vars).expect(&format!("refused: {kernel}"));
     }
 }

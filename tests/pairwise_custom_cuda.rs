@@ -290,6 +290,15 @@ fn ties_go_to_the_lowest_index() {
     run::<f32, f32>("ties", [&x, &x], TIGHT, &expression(text, true), &options);
 }
 
+#[test]
+fn a_converged_batch_keeps_its_gradient() {
+    // Logits 60 against 0: the weights are about e^-60, far below the range of f16.
+    let text = CLIP.replace("= 8", "= 60");
+    let mut x = Matrix::<bf16>::poisoned(5, 5, TIGHT);
+    (0..5).for_each(|i| x.set_row(i, |k| f64::from(u8::from(k == i))));
+    run::<bf16, f32>("converged", [&x, &x], TIGHT, &expression(&text, true), &PairwiseOptions::default());
+}
+
 /// Built-in and written objectives on the same device.
 #[test]
 fn the_built_in_objectives_written_as_text() {
