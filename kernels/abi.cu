@@ -17,6 +17,7 @@
 #include "params/memory_bank.h"
 #include "params/mine.h"
 #include "params/pairwise.h"
+#include "params/pairwise_custom.h"
 #include "params/positive_ranks.h"
 #include "params/ranks.h"
 #include "params/row_norms.h"
@@ -220,7 +221,29 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         using S = PairwiseFinishParams;
         w.put(sizeof(S));
         F(x) F(y) F(diagonal) F(upstream) F(sums) F(row_flags) F(col_flags) F(counts) F(report) F(ldg) F(per_scale) F(per_bias) F(factor) F(d) F(pairs)
-        F(accumulate) F(sums_count) F(n) F(m) F(pad_)
+        F(accumulate) F(sums_count) F(n) F(m) F(of_weights)
+    }
+    {
+        using S = CustomPairs;
+        w.put(sizeof(S));
+        F(s) F(row_groups) F(col_groups) F(ignore_rows) F(ignore_cols) F(lds) F(n) F(m) F(first_row) F(end_row)
+        F(single_positive) F(pad_)
+    }
+    {
+        using S = CustomStatsParams;
+        w.put(sizeof(S));
+        F(pairs) F(rows) F(col_parts) F(splits) F(pad_)
+    }
+    {
+        using S = CustomAnchorsParams;
+        w.put(sizeof(S));
+        F(rows) F(col_parts) F(cols) F(inv_x) F(inv_y) F(ignore_rows) F(ignore_cols) F(skip_x) F(skip_y) F(counters)
+        F(ticket) F(report) F(n) F(m) F(splits) F(normalised)
+    }
+    {
+        using S = CustomWeightsParams;
+        w.put(sizeof(S));
+        F(pairs) F(rows) F(cols) F(inv_x) F(inv_y) F(row_weights) F(w) F(diagonal) F(sums) F(row_splits) F(col_splits)
     }
 }
 
@@ -252,6 +275,7 @@ __device__ __forceinline__ void put_constants(Writer& w) {
         w.put(code);
     }
     w.put(sizeof(PairwiseScale));
+    for (uint32_t count : {kCustomPlanes, kCustomParts, kCustomThreads, kCustomCols, kCustomCounters}) w.put(count);
 }
 
 }  // namespace

@@ -2,7 +2,8 @@
 //
 //   g_i = sums of products + diagonal_i v_i, v_i the row of the same index of the other matrix
 //   dx_i (+)= u (g_i - u_i (u_i . g_i)) / r_i; without normalisation u g_i; exactly 0 for a zero row
-//   Report: d_scale and d_bias from the waves' sums of W S and of W, overflow; for SigLIP also loss and counts.
+//   Report: d_scale and d_bias from the waves' sums of W S and of W, overflow; for SigLIP also loss and counts, for formulas of
+//   the user's the sum of W S as the loss.
 //
 //   own, other (rows, d) T: f32 | f16 | bf16, base and rows aligned to 16 bytes;  out (rows, d) G: T or f32, any stride
 //   g (rows, ldg) f32, one or two of them;  diagonal (pairs) f32;  sums (count, 4) f64
@@ -150,6 +151,10 @@ __device__ __forceinline__ uint32_t count_flags(const uint32_t* flags, uint32_t 
     return warp_sum(set);
 }
 
+__device__ __forceinline__ double upstream_of(const PairwiseFinishParams& p) {
+    return double(p.factor) * (p.upstream == nullptr ? 1.0 : double(*p.upstream));
+}
+
 // What the report needs of W: the first warp of the grid adds up the waves' sums.
 __device__ __forceinline__ void finish_report(const PairwiseFinishParams& p) {
     if (blockIdx.x != 0 || warp_id() != 0 || p.sums_count == 0) return;
@@ -162,9 +167,12 @@ __device__ __forceinline__ void finish_report(const PairwiseFinishParams& p) {
     for (uint32_t k = 0; k < kWaveSums; ++k) sums[k] = warp_sum(sums[k]);
     PairwiseReport& r = *p.report;
     if (lane_id() == 0) {
-        const double upstream = double(p.factor) * (p.upstream == nullptr ? 1.0 : double(*p.upstream));
-        r.d_scale = p.per_scale == 0.0 ? 0.0 : upstream * sums[0] * p.per_scale;
-        r.d_bias = p.per_bias == 0.0 ? 0.0 : upstream * sums[1] * p.per_bias;
+        r.d_scale = p.per_scale == 0.0 ? 0.0 : upstream_of(p) * sums[0] * p.per_scale;
+        r.d_bias = p.per_bias == 0.0 ? 0.0 : upstream_of(p) * sums[1] * p.per_bias;
+    }
+    if (p.of_weights != 0 && lane_id() == 0) {
+        r.loss = upstream_of(p) * sums[0];
+        r.mean_positive = r.positives == 0 ? 0.0 : sums[3] / double(r.positives);
     }
     if (p.row_flags == nullptr) return;
     const uint32_t rows = count_flags(p.row_flags, p.n), cols = count_flags(p.col_flags, p.m);

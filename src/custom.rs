@@ -2,7 +2,7 @@
 //!
 //! A [`PairObjective`] gives the weight of a pair from its similarity and from what is known of the pair's row and column;
 //! an [`Expression`](crate::expression::Expression) is one that is written as text. `cpu::pairwise_step_custom` takes a step
-//! with it.
+//! with either, `cuda::pairwise_step_custom` with an expression.
 
 /// What is known of one anchor, a row or a column, when its pairs are weighed.
 #[derive(Clone, Copy, Debug, PartialEq)]

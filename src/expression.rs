@@ -17,6 +17,10 @@
 //! | `row.lse`, `row.lse_positives` | `ln Σ e^logit` over the row's negatives, over its positives |
 //! | `row.positives`, `row.negatives` | how many there are; `col.…` is the same of the column |
 //!
+//! `cpu::pairwise_step_custom` computes in `f64`. On CUDA `cuda::CompiledExpression` compiles the formulas with NVRTC, and
+//! `cuda::pairwise_step_custom` computes them in `f32`, so logarithms of sums are to be subtracted before an `exp`, not divided
+//! after it: `exp(89)` is infinite there. `Backend::pairwise_step_custom` does either.
+//!
 //! `logit` may use `s` and parameters. The symmetric cross-entropy of CLIP in three lines:
 //!
 //! ```
@@ -30,6 +34,8 @@
 //! # Ok::<(), simgrad::Error>(())
 //! ```
 
+#[cfg(feature = "cuda")]
+mod emit;
 mod parser;
 
 use crate::custom::{AnchorView, PairObjective, PairView};
@@ -41,9 +47,16 @@ pub struct Expression {
     positive: Node,
     negative: Node,
     one_positive: bool,
+    /// The text that it was parsed from.
+    source: String,
 }
 
 impl Expression {
+    /// The text that it was parsed from.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// With [`PairObjective::one_positive`] as given; an expression that was parsed has one positive per anchor.
     pub fn with_one_positive(self, one_positive: bool) -> Self {
         Self { one_positive, ..self }

@@ -1,4 +1,4 @@
-//! Objectives of one's own, as a type and as text, against the built-in ones; on the CPU.
+//! Objectives of one's own, as a type and as text, against the built-in ones; on the CPU, and the GOAL grid on CUDA too.
 
 mod common;
 
@@ -119,6 +119,36 @@ fn the_goal_grid_written_as_text() {
             let name = format!("{objective} as text, {groups} groups");
             close(&name, &dx.written(&name), &want.dx, |_| 1e-11);
             close(&name, &dy.written(&name), &want.dy, |_| 1e-11);
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn the_goal_grid_written_as_text_on_cuda() {
+    use simgrad::cuda::host;
+    let Some(cuda) = common::cuda_with_nvrtc() else { return };
+    for objective in Objective::all().into_iter().filter(|o| !matches!(o.pair().name(), "lin_ms" | "sig_ms")) {
+        for groups in [0, 4] {
+            let shape = Shape { groups, ..Shape::new(40, 9) };
+            let goal = Case::<f32>::raw(&shape, objective, 5);
+            let expression: Expression = goal_text(&objective).parse().unwrap();
+            let gradients = || (Matrix::<f32>::poisoned(40, 9, ODD), Matrix::<f32>::poisoned(40, 9, TIGHT));
+            let ((mut dx, mut dy), (mut built_in_dx, mut built_in_dy)) = (gradients(), gradients());
+            let (x, y) = (goal.x.view(), goal.y.view());
+            let groups = goal.groups.as_ref().map(|(rows, cols)| Groups { rows, cols });
+            let options = PairwiseOptions { groups, ..PairwiseOptions::default() };
+            host::pairwise_step_custom(cuda, x, y, &expression, &options, dx.view_mut(), dy.view_mut()).unwrap();
+            let options = simgrad::StepOptions { groups, ..simgrad::StepOptions::default() };
+            let (built_dx, built_dy) = (built_in_dx.view_mut(), built_in_dy.view_mut());
+            host::goal_step(cuda, x, y, &objective, &options, built_dx, built_dy).unwrap();
+            let (name, want) = (format!("{objective} as text on CUDA, {groups:?}"), goal.reference());
+            for (got, built_in, want) in [(&dx, &built_in_dx, &want.dx), (&dy, &built_in_dy, &want.dy)] {
+                let (got, built_in) = (got.written(&name), built_in.written(&name));
+                let largest = want.iter().fold(0.0f64, |a, b| a.max(b.abs()));
+                close(&name, &got, &built_in, |_| 5e-6 * largest);
+                close(&name, &got, want, |_| 1e-5 * largest);
+            }
         }
     }
 }

@@ -212,11 +212,8 @@ impl Learner {
                 })
             }
             Trained::Custom(expression) => {
-                let Backend::Cpu(cpu) = backend else {
-                    return Err(Failure::option("expression", "is computed on the CPU: add --backend cpu"));
-                };
                 let options = PairwiseOptions { groups, ..PairwiseOptions::default() };
-                let report = simgrad::cpu::pairwise_step_custom(cpu, x, y, expression, &options, dx, dy)?;
+                let report = backend.pairwise_step_custom(x, y, expression, &options, dx, dy)?;
                 Ok(Outline {
                     loss: report.loss / rows as f64,
                     positive: report.mean_positive,

@@ -222,6 +222,6 @@ struct PairwiseFinishParams {
     uint32_t sums_count;
     uint32_t n;
     uint32_t m;
-    uint32_t pad_;
+    uint32_t of_weights;     // 1: the report's loss is the sum of W S with the factors, its mean the sums' too
 };
 static_assert(sizeof(PairwiseFinishParams) == 304, "keep in step with src/cuda/pairwise_params.rs");

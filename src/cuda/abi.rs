@@ -12,6 +12,7 @@ use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::memory_bank::BankPushParams;
 use super::mine::MineParams;
+use super::pairwise_custom_params::{self, CustomAnchorsParams, CustomPairs, CustomStatsParams, CustomWeightsParams};
 use super::pairwise_params::{
     self, PairwiseBlock, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide,
     PairwiseGradParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
@@ -73,6 +74,10 @@ pub fn host_layout() -> Vec<u32> {
         PairwiseGradParams::LAYOUT,
         PairwiseFinishSide::LAYOUT,
         PairwiseFinishParams::LAYOUT,
+        CustomPairs::LAYOUT,
+        CustomStatsParams::LAYOUT,
+        CustomAnchorsParams::LAYOUT,
+        CustomWeightsParams::LAYOUT,
         &constants(),
     ]
     .concat()
@@ -162,6 +167,14 @@ fn constants() -> Vec<u32> {
     out.extend(pairwise_params::FORMS.map(|form| form as u32));
     // Two factors, f32.
     out.push(8);
+    let custom = [
+        pairwise_custom_params::PLANES,
+        pairwise_custom_params::PARTS,
+        pairwise_custom_params::THREADS,
+        pairwise_custom_params::COLS,
+        pairwise_custom_params::COUNTERS,
+    ];
+    out.extend(custom.map(|count| count as u32));
     out
 }
 

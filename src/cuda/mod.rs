@@ -17,6 +17,7 @@ pub mod probe;
 #[doc(hidden)]
 pub mod abi;
 
+mod compiled_expression;
 mod cosine_matrix;
 mod descriptor;
 mod driver;
@@ -35,7 +36,13 @@ mod kernels;
 mod launch;
 mod memory_bank;
 mod mine;
+mod nvrtc;
 mod pairwise;
+mod pairwise_custom;
+mod pairwise_custom_params;
+mod pairwise_custom_plan;
+mod pairwise_custom_step;
+mod pairwise_gradient;
 mod pairwise_params;
 mod pairwise_plan;
 mod pairwise_step;
@@ -53,6 +60,7 @@ mod top_k_params;
 mod weighted_grad;
 mod workspace;
 
+pub use compiled_expression::CompiledExpression;
 pub use cosine_matrix::{cosine_matrix, cosine_matrix_workspace_bytes};
 pub use descriptor::{RawBatch, RawBuf, RawMat};
 pub use goal::{DeviceGroups, DeviceStepOptions, GOAL_STEP_LAUNCHES, goal_step, goal_step_detail};
@@ -62,6 +70,8 @@ pub use kernels::Kernels;
 pub use memory_bank::{DeviceBankColumns, DeviceMemoryBank};
 pub use mine::{DeviceHardest, DeviceMineOptions, DeviceMined, mine, mine_workspace_bytes};
 pub use pairwise::{DevicePairwiseOptions, pairwise_step, pairwise_step_single};
+pub use pairwise_custom::pairwise_step_custom;
+pub use pairwise_custom_plan::pairwise_custom_workspace_bytes;
 pub use pairwise_plan::{PAIRWISE_WAVE_BYTES, pairwise_single_workspace_bytes, pairwise_workspace_bytes};
 pub use positive_ranks::{DeviceRelevant, positive_ranks, positive_ranks_workspace_bytes};
 pub use probe::{DeviceFacts, driver_present, open_context};
@@ -86,6 +96,8 @@ pub mod raw {
     pub use super::goal_plan::{RawGoalStep, RawGroups};
     pub use super::mine::{RawHardest, RawMine, mine_raw as mine};
     pub use super::pairwise::pairwise_step_raw as pairwise_step;
+    pub use super::pairwise_custom::pairwise_step_custom_raw as pairwise_step_custom;
+    pub use super::pairwise_custom_plan::RawPairwiseCustom;
     pub use super::pairwise_plan::RawPairwiseStep;
     pub use super::positive_ranks::{RawPositiveRanks, RawRelevant, positive_ranks_raw as positive_ranks};
     pub use super::ranks::{RawRanks, ranks_raw as ranks};

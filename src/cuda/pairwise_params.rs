@@ -210,7 +210,7 @@ params! {
         sums_count: u32,
         n: u32,
         m: u32,
-        pad_: u32,
+        of_weights: u32,
     }
 }
 

@@ -6,18 +6,17 @@ use super::descriptor::{RawBuf, RawMat};
 use super::kernels::Kernels;
 use super::launch::launch;
 use super::mine::{MineParams, Select, Stats, launch_sweep};
+use super::pairwise_gradient::{GradientStep, ReportOfWeights};
 use super::pairwise_params::{
-    FINISH_THREADS, Form, LINES, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams,
-    PairwiseFinishSide, PairwiseGradParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams, WAVE_SUMS,
-    ZEROED,
+    Form, LINES, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseStatsParams, PairwiseTiles,
+    PairwiseWeightsParams, WAVE_SUMS, ZEROED,
 };
 use super::pairwise_plan::{Plan, RawPairwiseStep, Wave, finalize_blocks};
-use super::plan::{TILE_BLOCK, TILE_SHARED_BYTES, tiles};
-use super::prepare::{Operand, by_dtype, rows_aligned};
-use super::row_norms::{GradientKernels, gradient_kernel};
+use super::plan::{TILE_BLOCK, TILE_SHARED_BYTES};
+use super::prepare::by_dtype;
 use super::workspace::Region;
 use crate::error::Result;
-use crate::options::{Normalization, WriteMode};
+use crate::options::Normalization;
 
 const STATS: [[&str; 3]; 2] = [
     ["pairwise_stats_f32", "pairwise_stats_f16", "pairwise_stats_bf16"],
@@ -27,16 +26,6 @@ const WEIGHTS: [[&str; 3]; 2] = [
     ["pairwise_weights_f32", "pairwise_weights_f16", "pairwise_weights_bf16"],
     ["pairwise_weights_both_f32", "pairwise_weights_both_f16", "pairwise_weights_both_bf16"],
 ];
-const GRAD: [&str; 3] = ["pairwise_grad_f32", "pairwise_grad_f16", "pairwise_grad_bf16"];
-const FINISH: GradientKernels = GradientKernels {
-    f32: "pairwise_finish_f32_f32",
-    f16: ["pairwise_finish_f16_f16", "pairwise_finish_f16_f32"],
-    bf16: ["pairwise_finish_bf16_bf16", "pairwise_finish_bf16_f32"],
-};
-
-/// Columns that a thread of `pairwise_finish_*` takes at a time; `kColumns` in `kernels/pairwise_finish.cu`.
-const FINISH_COLUMNS: usize = 4;
-
 /// A checked step on one stream.
 pub(super) struct Step<'a> {
     pub a: &'a RawPairwiseStep<'a>,
@@ -234,79 +223,48 @@ impl Step<'_> {
         }
     }
 
-    fn grad(&self, wave: &Wave) -> PairwiseGradParams {
-        let plan = self.plan;
-        let [x, y] = plan.operands(self.base);
-        PairwiseGradParams {
-            w: self.at(plan.weights),
-            x: x.ptr,
-            y: y.ptr,
-            skip_x: self.skip(0),
-            skip_y: self.skip(1),
-            gx: self.at(plan.gradients[0]),
-            gy: self.at(plan.gradients[1]),
-            ldw: plan.ld_weights as i64,
-            ldx: x.row_stride as i64,
-            ldy: y.row_stride as i64,
-            ldg: plan.ld_gradients as i64,
-            n: plan.shape.n as u32,
-            m: plan.shape.m as u32,
-            d: plan.shape.d as u32,
-            first_tile: wave.first as u32,
-            end_tile: wave.end as u32,
-            accumulate: u32::from(wave.first > 0),
+    fn gradient(&self) -> GradientStep {
+        let Self { a, plan, .. } = self;
+        let normalised = a.normalization == Normalization::L2;
+        let (inv, exponent) = if normalised {
+            (plan.prepare.row_inv(self.base), plan.prepare.row_exponent(self.base))
+        } else {
+            ([0; 2], [0; 2])
+        };
+        GradientStep {
+            op: a.op(),
+            dtype: a.x.dtype,
+            shape: plan.shape,
+            operands: plan.operands(self.base),
+            inv,
+            exponent,
+            skip: [self.skip(0), self.skip(1)],
+            weights: self.at(plan.weights),
+            ld_weights: plan.ld_weights,
+            sums: plan.gradients.map(|r| if self.has_pairs() { self.at(r) } else { 0 }),
+            ld_sums: plan.ld_gradients,
+            diagonal: self.at(plan.diagonal),
+            write: a.write,
+            upstream: a.upstream,
+            dx: a.dx,
+            dy: a.dy.filter(|_| !plan.shape.single).unwrap_or(RawMat { rows: 0, ..a.dx }),
+            report: a.report.ptr,
         }
     }
 
-    fn finish(&self) -> PairwiseFinishParams {
-        let Self { a, plan, .. } = self;
-        let operands = plan.operands(self.base);
-        let (inv, exponent) = match a.normalization {
-            Normalization::L2 => (plan.prepare.row_inv(self.base), plan.prepare.row_exponent(self.base)),
-            Normalization::None => ([0; 2], [0; 2]),
-        };
-        let sums = if self.has_pairs() { plan.gradients.map(|r| self.at(r)) } else { [0; 2] };
-        let side = |own: &Operand, other: &Operand, g: [u64; 2], i: usize, out: &RawMat| PairwiseFinishSide {
-            own: own.ptr,
-            other: other.ptr,
-            g,
-            own_inv: inv[i],
-            own_exponent: exponent[i],
-            other_inv: other.inv,
-            out: out.ptr,
-            own_ld: own.row_stride as i64,
-            other_ld: other.row_stride as i64,
-            out_ld: out.row_stride as i64,
-            rows: out.rows as u32,
-            out_aligned: u32::from(rows_aligned(&(*out).into())),
-        };
-        let [x, y] = &operands;
-        // A set with itself has one gradient.
-        let dy = a.dy.filter(|_| !plan.shape.single).unwrap_or(RawMat { rows: 0, ..a.dx });
-        let (upstream, factor) = a.upstream.parts();
+    fn report(&self) -> ReportOfWeights {
+        let plan = self.plan;
         let [row_flags, col_flags, counts] = self.fused();
         let per = |scale: Option<f64>| scale.map_or(0.0, |s| 1.0 / s);
-        PairwiseFinishParams {
-            x: side(x, y, [sums[0], if plan.shape.single { sums[1] } else { 0 }], 0, &a.dx),
-            y: side(y, x, [sums[1], 0], 1, &dy),
-            diagonal: self.at(plan.diagonal),
-            upstream,
+        ReportOfWeights {
             sums: self.at(plan.sums),
+            count: plan.sum_blocks(),
             row_flags,
             col_flags,
             counts,
-            report: a.report.ptr,
-            ldg: plan.ld_gradients as i64,
             per_scale: per(plan.form.per_scale),
             per_bias: per(plan.form.per_bias),
-            factor,
-            d: plan.shape.d as u32,
-            pairs: plan.shape.n.min(plan.shape.m) as u32,
-            accumulate: u32::from(a.write == WriteMode::Accumulate),
-            sums_count: plan.sum_blocks() as u32,
-            n: plan.shape.n as u32,
-            m: plan.shape.m as u32,
-            pad_: 0,
+            is_loss: false,
         }
     }
 
@@ -340,22 +298,14 @@ impl Step<'_> {
             }
             let grid = (finalize_blocks(shape.n, shape.m) as u32, 1, 1);
             launch(kernels, stream, "pairwise_finalize", grid, LINES as u32, 0, &self.finalize())?;
+            let gradient = self.gradient();
             for wave in &plan.waves {
                 let weights = by_dtype(dtype, WEIGHTS[both]);
                 let grid = (wave.splits.cols as u32, wave.splits.rows as u32, 1);
                 launch(kernels, stream, weights, grid, TILE_BLOCK, TILE_SHARED_BYTES, &self.weights(wave))?;
-                let blocks = (wave.end - wave.first + tiles(shape.m)) * tiles(shape.d);
-                let (grad, grid) = (by_dtype(dtype, GRAD), (blocks as u32, 1, 1));
-                launch(kernels, stream, grad, grid, TILE_BLOCK, TILE_SHARED_BYTES, &self.grad(wave))?;
+                gradient.products(kernels, stream, wave)?;
             }
-            let params = self.finish();
-            let rows = params.x.rows + params.y.rows;
-            if rows == 0 {
-                return Ok(());
-            }
-            let finish = gradient_kernel(a.op(), "dx", dtype, a.dx.dtype, &FINISH)?;
-            let threads = shape.d.div_ceil(FINISH_COLUMNS).next_multiple_of(32).clamp(32, FINISH_THREADS) as u32;
-            launch(kernels, stream, finish, (rows, 1, 1), threads, 0, &params)
+            gradient.finish(kernels, stream, &self.report())
         }
     }
 }

@@ -42,7 +42,13 @@ impl FromStr for Expression {
             let at = known.iter().position(|(other, _)| other == name);
             at.map(|at| known[at].1.clone()).ok_or_else(|| refuse(text.trim(), 0, &format!("a line `{name} = …`")))
         };
-        Ok(Self { logit: take("logit")?, positive: take("positive")?, negative: take("negative")?, one_positive: true })
+        Ok(Self {
+            logit: take("logit")?,
+            positive: take("positive")?,
+            negative: take("negative")?,
+            one_positive: true,
+            source: text.to_owned(),
+        })
     }
 }
 
