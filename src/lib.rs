@@ -68,6 +68,7 @@ mod error;
 mod matrix;
 mod memory_bank;
 mod metrics;
+mod mixture;
 mod objective;
 mod options;
 mod outputs;
@@ -100,7 +101,8 @@ pub use outputs::{
     AnchorDetail, DirectionRecall, GradReport, Hardest, Mined, NONE, PositiveRanks, QueryRanks, Ranks, RetrievalReport,
     StepDetail, StepReport, WeightTriples,
 };
-pub use pairwise::{Conflict, MixtureReport, PairwiseObjective, PairwiseOptions, PairwisePart, PairwiseReport};
+pub use mixture::{Conflict, MixtureObjective, MixtureReport, PairwisePart};
+pub use pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
 pub use protocol::{CaptionProtocol, EvaluationOptions, ProtocolReport};
 pub use relevance::RelevantPairs;
 pub use top_k::{Fallback, MAX_K, Margin, Pick, Selected, TopK, TopKOptions};

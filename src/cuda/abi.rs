@@ -14,7 +14,7 @@ use super::memory_bank::BankPushParams;
 use super::mine::MineParams;
 use super::pairwise_params::{
     self, PairwiseBlock, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide,
-    PairwiseGradParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
+    PairwiseGradParams, PairwiseMixtureReportParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
 };
 use super::plan;
 use super::positive_ranks::PositiveRanksParams;
@@ -73,6 +73,7 @@ pub fn host_layout() -> Vec<u32> {
         PairwiseGradParams::LAYOUT,
         PairwiseFinishSide::LAYOUT,
         PairwiseFinishParams::LAYOUT,
+        PairwiseMixtureReportParams::LAYOUT,
         &constants(),
     ]
     .concat()
@@ -160,6 +161,8 @@ fn constants() -> Vec<u32> {
     ];
     out.extend(pairwise.map(|count| count as u32));
     out.extend(pairwise_params::FORMS.map(|form| form as u32));
+    out.extend(pairwise_params::KEEPS.map(|keep| keep as u32));
+    out.extend([pairwise_params::MIX_ADD, pairwise_params::MIX_KEEP]);
     // Two factors, f32.
     out.push(8);
     out

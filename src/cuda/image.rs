@@ -91,6 +91,7 @@ pub(crate) const IMAGES: &[Image] = &[
             "pairwise_grad_bf16" => TILE_SHARED_BYTES,
         ]
     ),
+    image!("pairwise_mixture", ["pairwise_mixture_report"]),
     image!(
         "pairwise_stats",
         [

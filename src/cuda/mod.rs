@@ -36,6 +36,8 @@ mod launch;
 mod memory_bank;
 mod mine;
 mod pairwise;
+mod pairwise_goal;
+mod pairwise_mixture;
 mod pairwise_params;
 mod pairwise_plan;
 mod pairwise_step;
@@ -62,6 +64,10 @@ pub use kernels::Kernels;
 pub use memory_bank::{DeviceBankColumns, DeviceMemoryBank};
 pub use mine::{DeviceHardest, DeviceMineOptions, DeviceMined, mine, mine_workspace_bytes};
 pub use pairwise::{DevicePairwiseOptions, pairwise_step, pairwise_step_single};
+pub use pairwise_mixture::{
+    pairwise_mixture, pairwise_mixture_single, pairwise_mixture_single_workspace_bytes,
+    pairwise_mixture_workspace_bytes,
+};
 pub use pairwise_plan::{PAIRWISE_WAVE_BYTES, pairwise_single_workspace_bytes, pairwise_workspace_bytes};
 pub use positive_ranks::{DeviceRelevant, positive_ranks, positive_ranks_workspace_bytes};
 pub use probe::{DeviceFacts, driver_present, open_context};
@@ -86,6 +92,7 @@ pub mod raw {
     pub use super::goal_plan::{RawGoalStep, RawGroups};
     pub use super::mine::{RawHardest, RawMine, mine_raw as mine};
     pub use super::pairwise::pairwise_step_raw as pairwise_step;
+    pub use super::pairwise_mixture::{RawPairwiseMixture, pairwise_mixture_raw as pairwise_mixture};
     pub use super::pairwise_plan::RawPairwiseStep;
     pub use super::positive_ranks::{RawPositiveRanks, RawRelevant, positive_ranks_raw as positive_ranks};
     pub use super::ranks::{RawRanks, ranks_raw as ranks};
