@@ -59,7 +59,9 @@ struct Weights {
         const uint32_t at = min(row0 + thread.row(i), t.n - 1);
         const float* c = p.row_coefficients + at;
         const size_t n = t.n;
-        return {__ldg(c), scale.negative * __ldg(c + n), __ldg(c + 2 * n), scale.positive * __ldg(c + 3 * n),
+        // With column anchors the own pair is the only positive, whose weight is a constant.
+        const float pos_shift = kBoth ? 0.0f : __ldg(c + 2 * n), pos_scale = kBoth ? 0.0f : __ldg(c + 3 * n);
+        return {__ldg(c), scale.negative * __ldg(c + n), pos_shift, scale.positive * pos_scale,
                 scale.positive * __ldg(c + 4 * n), at};
     }
 

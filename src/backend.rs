@@ -12,12 +12,12 @@ use crate::dtype::{Element, GradientOf};
 use crate::error::{Error, Result};
 use crate::matrix::{BatchMut, BatchRef, MatMut, MatRef};
 use crate::memory_bank::BankColumns;
+use crate::mixture::{MixtureReport, PairwisePart};
 use crate::objective::Objective;
 use crate::options::{
     CosineOptions, GradOptions, MineOptions, PositiveRanksOptions, RecallOptions, StepOptions, WriteMode,
 };
 use crate::outputs::{GradReport, Mined, PositiveRanks, Ranks, RetrievalReport, StepDetail, StepReport, WeightTriples};
-use crate::mixture::{MixtureReport, PairwisePart};
 use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
 use crate::relevance::RelevantPairs;
 use crate::top_k::{TopK, TopKOptions};

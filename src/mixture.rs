@@ -68,7 +68,10 @@ impl FromStr for MixtureObjective {
         found.map_err(|_| Error::InvalidOption {
             op: "MixtureObjective::from_str",
             arg: "name",
-            expected: format!("{}, or a GOAL objective as TRIPLET-PAIR", PairwiseObjective::ALL.map(|o| o.name()).join(", ")),
+            expected: format!(
+                "{}, or a GOAL objective as TRIPLET-PAIR",
+                PairwiseObjective::ALL.map(|o| o.name()).join(", ")
+            ),
             got: s.to_owned(),
         })
     }

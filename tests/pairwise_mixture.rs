@@ -23,7 +23,8 @@ fn every_kind<T: Element, G: GradientOf<T>>(backend: &Backend) {
         mixture.batch.upstream = 1.5;
         if grouped {
             mixture.batch = mixture.batch.grouped(40);
-            mixture.batch.ignored = Some(((0..150).map(|i| i % 7 == 3).collect(), (0..140).map(|j| j % 9 == 4).collect()));
+            mixture.batch.ignored =
+                Some(((0..150).map(|i| i % 7 == 3).collect(), (0..140).map(|j| j % 9 == 4).collect()));
         }
         let got = mixture.run::<G>(backend, true, ODD);
         mixture.check(&format!("{} every kind, grouped {grouped}", T::DTYPE), &got, relative::<T>());

@@ -84,11 +84,7 @@ pub(super) unsafe fn enqueue_raw(
 ///
 /// # Safety
 /// Every buffer is valid on the stream's device for its extent until the enqueued work has run.
-pub unsafe fn pairwise_mixture_raw(
-    kernels: &Kernels,
-    stream: &CudaStream,
-    a: &RawPairwiseMixture<'_>,
-) -> Result<()> {
+pub unsafe fn pairwise_mixture_raw(kernels: &Kernels, stream: &CudaStream, a: &RawPairwiseMixture<'_>) -> Result<()> {
     // SAFETY: by the caller's promise.
     unsafe { enqueue_raw(Kind::Mixture, kernels, stream, a) }
 }

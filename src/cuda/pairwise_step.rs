@@ -6,12 +6,12 @@ use super::descriptor::{RawBuf, RawMat};
 use super::kernels::Kernels;
 use super::launch::launch;
 use super::mine::{MineParams, Select, Stats, launch_sweep};
+use super::pairwise_mixture::RawPairwiseMixture;
 use super::pairwise_params::{
     FINISH_THREADS, Form, Keep, LINES, MIX_ADD, MIX_KEEP, PairwiseExtremesParams, PairwiseFinalizeParams,
     PairwiseFinishParams, PairwiseFinishSide, PairwiseGradParams, PairwiseMixtureReportParams, PairwiseStatsParams,
     PairwiseTiles, PairwiseWeightsParams, WAVE_SUMS, ZEROED,
 };
-use super::pairwise_mixture::RawPairwiseMixture;
 use super::pairwise_plan::{Kept, Kind, PartPlan, Plan, Wave, finalize_blocks};
 use super::plan::{TILE_BLOCK, TILE_SHARED_BYTES, tiles};
 use super::prepare::{Operand, by_dtype, rows_aligned};

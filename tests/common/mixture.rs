@@ -3,7 +3,7 @@
 use simgrad::reference;
 use simgrad::{
     Backend, Element, GradientOf, MixtureObjective, MixtureReport, PairwiseObjective, PairwisePart, PairwiseReport,
-     Result, StepOptions, WriteMode,
+    Result, StepOptions, WriteMode,
 };
 
 use super::check::{close, rounding, smallest};
@@ -129,7 +129,9 @@ impl<T: Element> MixtureCase<T> {
         let gradient = if got.rounded { relative.max(ROUNDED) } else { relative };
         let sum = |of: fn(&Alone) -> &[f64]| -> Vec<f64> {
             let len = all.first().map_or(0, |alone| of(alone).len());
-            (0..len).map(|i| all.iter().zip(&self.parts).map(|(alone, part)| part.weight * of(alone)[i]).sum()).collect()
+            (0..len)
+                .map(|i| all.iter().zip(&self.parts).map(|(alone, part)| part.weight * of(alone)[i]).sum())
+                .collect()
         };
         for (side, got, want) in
             [("dx", got.dx.written(name), sum(|a| &a.dx)), ("dy", got.dy.written(name), sum(|a| &a.dy))]

@@ -31,8 +31,8 @@ use crate::custom::PairObjective;
 use crate::dtype::{Element, GradientOf};
 use crate::error::Result;
 use crate::matrix::{MatMut, MatRef};
-use crate::options::{Normalization, WriteMode};
 use crate::mixture::{Conflict, MixtureObjective, MixtureReport, PairwisePart};
+use crate::options::{Normalization, WriteMode};
 use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
 
 /// A step's matrices and what all of its objectives share.
