@@ -89,6 +89,11 @@ impl Step<'_> {
         if left_out && parts.iter().any(PartPlan::dense) { self.at(self.plan.skip[side]) } else { 0 }
     }
 
+    /// The corrections of the columns, for the parts that have a use for them.
+    fn log_q(&self, part: &PartPlan) -> u64 {
+        if part.form.form == Form::Softmax { self.a.log_q.ptr } else { 0 }
+    }
+
     pub(super) fn groups(&self) -> [u64; 2] {
         self.a.groups.map_or([0; 2], |g| [g.rows.ptr, g.cols.ptr])
     }
@@ -119,7 +124,7 @@ impl Step<'_> {
             col_groups,
             ignore_rows: a.ignore_rows.ptr,
             ignore_cols: a.ignore_cols.ptr,
-            log_q: a.log_q.ptr,
+            log_q: self.log_q(part),
             pos: self.of_both(part, plan.pos),
             lowest: extremes[0],
             highest: extremes[1],
@@ -215,7 +220,7 @@ impl Step<'_> {
             ignore_cols: a.ignore_cols.ptr,
             row_weights: a.row_weights.ptr,
             col_weights: a.col_weights.ptr,
-            log_q: a.log_q.ptr,
+            log_q: self.log_q(part),
             row_coefficients: self.at(part.row_coefficients),
             col_coefficients: self.of_both(part, part.col_coefficients),
             skip_x: self.skip(0),
