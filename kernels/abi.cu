@@ -17,6 +17,7 @@
 #include "params/memory_bank.h"
 #include "params/mine.h"
 #include "params/pairwise.h"
+#include "params/pairwise_conflict.h"
 #include "params/positive_ranks.h"
 #include "params/ranks.h"
 #include "params/row_norms.h"
@@ -229,6 +230,11 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         F(upstream) F(sums) F(row_flags) F(col_flags) F(counts) F(goal) F(report) F(per_scale) F(per_bias) F(share)
         F(factor) F(sums_count) F(n) F(m)
     }
+    {
+        using S = PairwiseConflictParams;
+        w.put(sizeof(S));
+        F(gradients) F(partial) F(dots) F(out) F(len) F(parts) F(blocks)
+    }
 }
 
 __device__ __forceinline__ void put_constants(Writer& w) {
@@ -258,7 +264,7 @@ __device__ __forceinline__ void put_constants(Writer& w) {
                           kFormRanked, kFormGoal}) {
         w.put(code);
     }
-    for (uint32_t code : {kKeepNothing, kKeepStore, kKeepLoad, kKeepSkip, kMixAdd, kMixKeep}) w.put(code);
+    for (uint32_t code : {kKeepNothing, kKeepStore, kKeepLoad, kKeepSkip, kMixAdd, kMixKeep, kConflictThreads}) w.put(code);
     w.put(sizeof(PairwiseScale));
 }
 

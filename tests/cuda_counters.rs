@@ -85,7 +85,7 @@ fn child_steps_kept(parts: &[PairwisePart], one: Option<PairwiseObjective>) {
     let l2 = Normalization::L2;
     let bytes = match &one {
         Some(objective) => pairwise_workspace_bytes(N, N, D, DType::Bf16, objective, l2, wave, keep),
-        None => pairwise_mixture_workspace_bytes(N, N, D, DType::Bf16, parts, l2, wave, keep),
+        None => pairwise_mixture_workspace_bytes(N, N, D, DType::Bf16, parts, l2, wave, keep, false),
     };
     let (x, y) = (numbers::<bf16>(N * D, 1), numbers::<bf16>(N * D, 2));
     let (x, y) = (Guarded::of(&stream, &x), Guarded::of(&stream, &y));
@@ -101,7 +101,9 @@ fn child_steps_kept(parts: &[PairwisePart], one: Option<PairwiseObjective>) {
         Some(objective) => {
             pairwise_step(kernels, &stream, &x, &y, objective, &options, &mut dx, &mut dy, reports, work).unwrap();
         }
-        None => pairwise_mixture(kernels, &stream, &x, &y, parts, &options, &mut dx, &mut dy, reports, work).unwrap(),
+        None => {
+            pairwise_mixture(kernels, &stream, &x, &y, parts, &options, &mut dx, &mut dy, reports, None, work).unwrap();
+        }
     }
     stream.synchronize().unwrap();
 }

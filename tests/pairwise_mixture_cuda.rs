@@ -41,6 +41,8 @@ struct Step<T, G> {
     dx: Guarded<G>,
     dy: Guarded<G>,
     reports: CudaSlice<PairwiseReport>,
+    /// Left alone unless it is asked for.
+    conflict: Option<Guarded<f64>>,
     workspace: Guarded<u8>,
 }
 
@@ -49,6 +51,7 @@ struct Outcome<G> {
     dx: Vec<G>,
     dy: Vec<G>,
     reports: Vec<PairwiseReport>,
+    conflict: Option<Vec<f64>>,
 }
 
 impl<T: DeviceElement, G: GradientOf<T> + DeviceElement> Step<T, G> {
@@ -59,7 +62,7 @@ impl<T: DeviceElement, G: GradientOf<T> + DeviceElement> Step<T, G> {
         grant @ (wave, keep): Grant,
         seed: u64,
     ) -> Self {
-        let bytes = pairwise_mixture_workspace_bytes(n, m, d, T::DTYPE, parts, L2, wave, keep).unwrap();
+        let bytes = pairwise_mixture_workspace_bytes(n, m, d, T::DTYPE, parts, L2, wave, keep, false).unwrap();
         let report = PairwiseReport { loss: f64::NAN, d_scale: f64::NAN, overflow: 77, ..PairwiseReport::default() };
         Self {
             shape: [n, m, d],
@@ -69,8 +72,18 @@ impl<T: DeviceElement, G: GradientOf<T> + DeviceElement> Step<T, G> {
             dx: Guarded::poisoned(stream, n * d),
             dy: Guarded::poisoned(stream, m * d),
             reports: stream.clone_htod(&vec![report; parts.len()]).unwrap(),
+            conflict: None,
             workspace: Guarded::poisoned(stream, bytes),
         }
+    }
+
+    /// The same step, which also compares the parts' gradients.
+    fn with_conflict(mut self, stream: &Arc<CudaStream>, parts: &[PairwisePart]) -> Self {
+        let ([n, m, d], (wave, keep)) = (self.shape, self.grant);
+        let bytes = pairwise_mixture_workspace_bytes(n, m, d, T::DTYPE, parts, L2, wave, keep, true).unwrap();
+        self.workspace = Guarded::poisoned(stream, bytes);
+        self.conflict = Some(Guarded::poisoned(stream, pairwise_conflict_len(parts.len())));
+        self
     }
 
     fn enqueue(
@@ -88,7 +101,9 @@ impl<T: DeviceElement, G: GradientOf<T> + DeviceElement> Step<T, G> {
         let mut dy = DeviceMatMut::new(self.dy.view_mut(), m, d)?;
         let reports = &mut self.reports.as_view_mut();
         let workspace = &mut self.workspace.view_mut();
-        pairwise_mixture(kernels, stream, &x, &y, parts, &options, &mut dx, &mut dy, reports, workspace)
+        let mut conflict = self.conflict.as_mut().map(Guarded::view_mut);
+        let conflict = conflict.as_mut();
+        pairwise_mixture(kernels, stream, &x, &y, parts, &options, &mut dx, &mut dy, reports, conflict, workspace)
     }
 
     fn outcome(&self, stream: &Arc<CudaStream>) -> Outcome<G> {
@@ -97,6 +112,7 @@ impl<T: DeviceElement, G: GradientOf<T> + DeviceElement> Step<T, G> {
             dx: self.dx.read(stream, "dx"),
             dy: self.dy.read(stream, "dy"),
             reports: stream.clone_dtoh(&self.reports).unwrap(),
+            conflict: self.conflict.as_ref().map(|conflict| conflict.read(stream, "conflict")),
         }
     }
 }
@@ -240,21 +256,70 @@ fn a_set_with_itself_can_be_captured() {
     let ids = Guarded::of(&stream, &(0..n as i64).map(|i| i % 4).collect::<Vec<i64>>());
     let mut dx = Guarded::<f32>::poisoned(&stream, n * d);
     let mut reports = stream.clone_htod(&[PairwiseReport::default(); 2]).unwrap();
-    let bytes = pairwise_mixture_single_workspace_bytes(n, d, DType::F32, &parts, L2, PAIRWISE_WAVE_BYTES, 0).unwrap();
+    let bytes =
+        pairwise_mixture_single_workspace_bytes(n, d, DType::F32, &parts, L2, PAIRWISE_WAVE_BYTES, 0, true).unwrap();
     let mut work = Guarded::poisoned(&stream, bytes);
+    let mut conflict = Guarded::poisoned(&stream, pairwise_conflict_len(2));
     let graph = capture(&stream, || {
         let groups = Some(DeviceGroups { rows: ids.view(), cols: ids.view() });
         let options = DevicePairwiseOptions { groups, ..plain() };
         let x = DeviceMat::new(x.view(), n, d).unwrap();
         let mut dx = DeviceMatMut::new(dx.view_mut(), n, d).unwrap();
         let (reports, work) = (&mut reports.as_view_mut(), &mut work.view_mut());
-        pairwise_mixture_single(kernels, &stream, &x, &parts, &options, &mut dx, reports, work).unwrap();
+        let conflict = Some(&mut conflict.view_mut());
+        pairwise_mixture_single(kernels, &stream, &x, &parts, &options, &mut dx, reports, conflict, work).unwrap();
     });
-    assert_eq!(kernel_nodes(&graph), launches_of(&parts, 1));
+    assert_eq!(kernel_nodes(&graph), launches_of(&parts, 1) + launches_of_conflict(&parts, 1));
     graph.launch().unwrap();
     assert!(dx.read(&stream, "dx").iter().all(|v| v.is_finite()));
     work.read(&stream, "workspace");
     assert!(stream.clone_dtoh(&reports).unwrap().iter().all(|r| r.positives == 4 * 5 * 4));
+}
+
+/// Kernels that compare the parts' gradients.
+fn launches_of_conflict(parts: &[PairwisePart], waves: usize) -> usize {
+    2 + parts.chunks(1).map(|one| launches_of(one, waves)).sum::<usize>()
+}
+
+#[test]
+fn a_step_that_compares_gradients_can_be_captured_and_is_otherwise_the_same() {
+    let Some((context, kernels)) = device() else { return };
+    let _turn = turn();
+    let stream = context.new_stream().unwrap();
+    for (text, [n, m, d]) in [("infonce 0*siglip -0.5*hinge-con", [140, 140, 40]), ("-2*circle", [5, 3, 4])] {
+        let parts = parts(text);
+        let new = || Step::<bf16, bf16>::new(&stream, [n, m, d], &parts, PLENTY, 5);
+        let mut step = new().with_conflict(&stream, &parts);
+        let graph = capture(&stream, || step.enqueue(kernels, &stream, &parts, plain()).unwrap());
+        assert_eq!(kernel_nodes(&graph), launches_of(&parts, 1) + launches_of_conflict(&parts, 1), "{text}");
+        graph.launch().unwrap();
+        let found = step.outcome(&stream);
+        let mut without = new();
+        without.enqueue(kernels, &stream, &parts, plain()).unwrap();
+        assert_eq!(Outcome { conflict: None, ..step.outcome(&stream) }, without.outcome(&stream), "{text}");
+        // The gradients of the parts alone, in f32.
+        let gradients: Vec<Vec<f64>> = parts
+            .chunks(1)
+            .map(|one| {
+                let mut step = Step::<bf16, f32>::new(&stream, [n, m, d], one, PLENTY, 5);
+                step.enqueue(kernels, &stream, one, plain()).unwrap();
+                let Outcome { dx, dy, .. } = step.outcome(&stream);
+                dx.iter().chain(&dy).map(|&v| f64::from(v)).collect()
+            })
+            .collect();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let norms: Vec<f64> = gradients.iter().map(|g| dot(g, g).sqrt()).collect();
+        let count = parts.len();
+        let conflict = found.conflict.unwrap();
+        for a in 0..count {
+            assert!((conflict[a] - norms[a]).abs() <= 1e-12 * norms[a], "{text}: norm {a}");
+            for b in 0..count {
+                let product = norms[a] * norms[b];
+                let want = if product == 0.0 { 0.0 } else { dot(&gradients[a], &gradients[b]) / product };
+                assert!((conflict[count + a * count + b] - want).abs() <= 1e-12, "{text}: cosine {a} {b}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -269,6 +334,9 @@ fn results_do_not_depend_on_what_was_in_the_workspace() {
     ] {
         let parts = parts(text);
         let mut step = Step::<f32, f32>::new(&stream, [140, 140, 6], &parts, grant, 5);
+        if grant == PLENTY {
+            step = step.with_conflict(&stream, &parts);
+        }
         step.enqueue(kernels, &stream, &parts, plain()).unwrap();
         let first = step.outcome(&stream);
         // As the first step left it, then another bit pattern.
@@ -308,7 +376,7 @@ fn bad_pointers_and_sizes_are_refused_before_anything_is_enqueued() {
     let parts = parts("infonce hinge-con");
     let mat = |ptr| RawMat::new(ptr, 4, 8, DType::F32);
     let wave = PAIRWISE_WAVE_BYTES;
-    let bytes = pairwise_mixture_workspace_bytes(4, 4, 8, DType::F32, &parts, L2, wave, 0).unwrap();
+    let bytes = pairwise_mixture_workspace_bytes(4, 4, 8, DType::F32, &parts, L2, wave, 0, false).unwrap();
     let good = RawPairwiseMixture {
         x: mat(0x1000),
         y: Some(mat(0x2000)),
@@ -325,6 +393,7 @@ fn bad_pointers_and_sizes_are_refused_before_anything_is_enqueued() {
         dx: mat(0x3000),
         dy: Some(mat(0x4000)),
         reports: RawBuf::new(0x5000, 2),
+        conflict: RawBuf::NULL,
         wave_bytes: wave,
         keep_bytes: 0,
         workspace: RawBuf::new(0x10_0000, bytes),
@@ -337,6 +406,10 @@ fn bad_pointers_and_sizes_are_refused_before_anything_is_enqueued() {
     assert_eq!(error, Error::TooShort { op, arg: "reports", expected: 2, got: 1 });
     let error = refused(&RawPairwiseMixture { reports: RawBuf::new(0x3040, 2), ..good });
     assert_eq!(error, Error::Overlap { op, arg: "reports", other: "dx" });
+    let error = refused(&RawPairwiseMixture { conflict: RawBuf::new(0x6000, 5), ..good });
+    assert_eq!(error, Error::TooShort { op, arg: "conflict", expected: 6, got: 5 });
+    let error = refused(&RawPairwiseMixture { conflict: RawBuf::new(0x6000, 6), ..good });
+    assert!(matches!(error, Error::TooShort { arg: "workspace", .. }), "{error}");
     let error = refused(&RawPairwiseMixture { workspace: RawBuf::new(0x10_0000, bytes - 1), ..good });
     assert_eq!(error, Error::TooShort { op, arg: "workspace", expected: bytes, got: bytes - 1 });
     let error = refused(&RawPairwiseMixture { keep_bytes: ALL, ..good });

@@ -12,6 +12,7 @@ use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::memory_bank::BankPushParams;
 use super::mine::MineParams;
+use super::pairwise_conflict::{self, PairwiseConflictParams};
 use super::pairwise_params::{
     self, PairwiseBlock, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide,
     PairwiseGradParams, PairwiseMixtureReportParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
@@ -74,6 +75,7 @@ pub fn host_layout() -> Vec<u32> {
         PairwiseFinishSide::LAYOUT,
         PairwiseFinishParams::LAYOUT,
         PairwiseMixtureReportParams::LAYOUT,
+        PairwiseConflictParams::LAYOUT,
         &constants(),
     ]
     .concat()
@@ -162,7 +164,7 @@ fn constants() -> Vec<u32> {
     out.extend(pairwise.map(|count| count as u32));
     out.extend(pairwise_params::FORMS.map(|form| form as u32));
     out.extend(pairwise_params::KEEPS.map(|keep| keep as u32));
-    out.extend([pairwise_params::MIX_ADD, pairwise_params::MIX_KEEP]);
+    out.extend([pairwise_params::MIX_ADD, pairwise_params::MIX_KEEP, pairwise_conflict::THREADS as u32]);
     // Two factors, f32.
     out.push(8);
     out

@@ -1,10 +1,11 @@
 //! The step over all pairs, of one objective and of a mixture, on matrices in host memory; see [`host`](super::host).
 
-use super::descriptor::{RawBuf, RawMat};
+use super::descriptor::RawBuf;
 use super::gather::RawUpstream;
 use super::goal_plan::RawGroups;
 use super::host::{Cuda, upload_groups};
 use super::host_memory::{Buffer, Session, write_rows};
+use super::pairwise_conflict::pairwise_conflict_len;
 use super::pairwise_mixture::{RawPairwiseMixture, enqueue_raw};
 use super::pairwise_plan::{Grant, Kind, PAIRWISE_WAVE_BYTES, workspace_bytes};
 use crate::check;
@@ -12,7 +13,6 @@ use crate::dtype::{Element, GradientOf};
 use crate::error::Result;
 use crate::matrix::{MatMut, MatRef};
 use crate::mixture::{Conflict, MixtureReport, PairwisePart};
-use crate::options::WriteMode;
 use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
 
 /// As [`crate::cpu::pairwise_step`].
@@ -120,39 +120,7 @@ fn raw(buffer: &Option<Buffer>, len: usize) -> RawBuf {
     buffer.as_ref().map_or(RawBuf::NULL, |b| b.raw(len))
 }
 
-/// Gradients on the device: buffers, and the matrices in them.
-struct Gradients {
-    x: (Buffer, RawMat),
-    y: Option<(Buffer, RawMat)>,
-}
-
-impl Gradients {
-    fn new<G: Element>(
-        session: &Session<'_>,
-        dx: &MatMut<'_, G>,
-        dy: Option<&MatMut<'_, G>>,
-        write: WriteMode,
-    ) -> Result<Self> {
-        let x = session.result_mat(dx.as_ref(), write)?;
-        Ok(Self { x, y: dy.map(|dy| session.result_mat(dy.as_ref(), write)).transpose()? })
-    }
-
-    /// Both, as they came from the device.
-    fn fetch<G: Element>(
-        &self,
-        session: &Session<'_>,
-        dx: &MatMut<'_, G>,
-        dy: Option<&MatMut<'_, G>>,
-    ) -> Result<[Vec<G>; 2]> {
-        let x = session.fetch(&self.x.0, dx)?;
-        match (&self.y, dy) {
-            (Some((buffer, _)), Some(dy)) => Ok([x, session.fetch(buffer, dy)?]),
-            _ => Ok([x, Vec::new()]),
-        }
-    }
-}
-
-/// Reports of the parts; with `conflict`, also how their gradients relate, for which each part is enqueued once more alone.
+/// Reports of the parts; with `conflict`, also how their gradients relate.
 #[allow(clippy::too_many_arguments)]
 fn step<T: Element, G: GradientOf<T>>(
     cuda: &Cuda,
@@ -175,15 +143,14 @@ fn step<T: Element, G: GradientOf<T>>(
     let ((n, d), m) = (xs, ys.0);
     let keep_bytes = if kind == Kind::Mixture { PAIRWISE_WAVE_BYTES } else { 0 };
     let grant = Grant { wave_bytes: PAIRWISE_WAVE_BYTES, keep_bytes };
-    let needed = |parts: &[PairwisePart]| {
-        workspace_bytes(kind, n, y.map(|_| m), d, T::DTYPE, parts, options.normalization, grant)
-    };
-    let bytes = needed(parts)?;
+    let bytes = workspace_bytes(kind, n, y.map(|_| m), d, T::DTYPE, parts, options.normalization, grant, conflict)?;
     let (_x, x) = session.upload_mat(x)?;
     let y = y.map(|y| session.upload_mat(y)).transpose()?;
     let arrays = Arrays::upload(&session, options)?;
-    let gradients = Gradients::new(&session, &dx, dy.as_ref(), options.write)?;
+    let (dx_buffer, raw_dx) = session.result_mat(dx.as_ref(), options.write)?;
+    let dy_result = dy.as_ref().map(|dy| session.result_mat(dy.as_ref(), options.write)).transpose()?;
     let reports = session.alloc_of::<PairwiseReport>(parts.len())?;
+    let relation = if conflict { Some(session.alloc_of::<f64>(pairwise_conflict_len(parts.len()))?) } else { None };
     let workspace = session.alloc(bytes)?;
     let args = RawPairwiseMixture {
         x,
@@ -198,9 +165,10 @@ fn step<T: Element, G: GradientOf<T>>(
         log_q: raw(&arrays.numbers[2], m),
         upstream: RawUpstream::Host(options.upstream as f32),
         write: options.write,
-        dx: gradients.x.1,
-        dy: gradients.y.as_ref().map(|(_, raw)| *raw),
+        dx: raw_dx,
+        dy: dy_result.as_ref().map(|(_, raw)| *raw),
         reports: reports.raw(parts.len()),
+        conflict: raw(&relation, pairwise_conflict_len(parts.len())),
         wave_bytes: grant.wave_bytes,
         keep_bytes: grant.keep_bytes,
         workspace: workspace.workspace(),
@@ -208,35 +176,16 @@ fn step<T: Element, G: GradientOf<T>>(
     // SAFETY: the buffers live until the session has waited for the stream.
     unsafe { enqueue_raw(kind, cuda.kernels(), cuda.stream(), &args) }?;
     let reports = session.download_vec::<PairwiseReport>(&reports, parts.len())?;
-    let [new_dx, new_dy] = gradients.fetch(&session, &dx, dy.as_ref())?;
-    let relation = if conflict {
-        let alone = Gradients::new(&session, &dx, dy.as_ref(), WriteMode::Overwrite)?;
-        let report = session.alloc_of::<PairwiseReport>(1)?;
-        let mut all = Vec::new();
-        for part in parts {
-            let parts = std::slice::from_ref(part);
-            let workspace = session.alloc(needed(parts)?)?;
-            let unused = |buf: RawBuf, used: bool| if used { buf } else { RawBuf::NULL };
-            let objective = part.objective.pairwise();
-            let args = RawPairwiseMixture {
-                parts,
-                col_weights: unused(args.col_weights, objective.is_some_and(PairwiseObjective::both_sides)),
-                log_q: unused(args.log_q, objective.is_some_and(PairwiseObjective::takes_log_q)),
-                write: WriteMode::Overwrite,
-                dx: alone.x.1,
-                dy: alone.y.as_ref().map(|(_, raw)| *raw),
-                reports: report.raw(1),
-                workspace: workspace.workspace(),
-                ..args
-            };
-            // SAFETY: the buffers live until the session has waited for the stream.
-            unsafe { enqueue_raw(kind, cuda.kernels(), cuda.stream(), &args) }?;
-            let [x, y] = alone.fetch(&session, &dx, dy.as_ref())?;
-            all.push(x.iter().chain(&y).map(|v| v.to_f64()).collect());
-        }
-        Some(Conflict::of(&all))
-    } else {
-        None
+    let relation = relation.map(|buffer| -> Result<Conflict> {
+        let mut norms = session.download_vec::<f64>(&buffer, pairwise_conflict_len(parts.len()))?;
+        let cosines = norms.split_off(parts.len());
+        Ok(Conflict { norms, cosines })
+    });
+    let relation = relation.transpose()?;
+    let new_dx = session.fetch(&dx_buffer, &dx)?;
+    let new_dy = match (&dy_result, &dy) {
+        (Some((buffer, _)), Some(dy)) => session.fetch(buffer, dy)?,
+        _ => Vec::new(),
     };
     write_rows(&new_dx, &mut dx);
     if let Some(dy) = &mut dy {

@@ -73,6 +73,7 @@ pub(crate) const IMAGES: &[Image] = &[
         ]
     ),
     image!("pairwise", ["pairwise_extremes", "pairwise_finalize"]),
+    image!("pairwise_conflict", ["pairwise_conflict_dots", "pairwise_conflict_finish"]),
     image!(
         "pairwise_finish",
         [

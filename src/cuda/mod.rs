@@ -36,6 +36,7 @@ mod launch;
 mod memory_bank;
 mod mine;
 mod pairwise;
+mod pairwise_conflict;
 mod pairwise_goal;
 mod pairwise_mixture;
 mod pairwise_params;
@@ -64,6 +65,7 @@ pub use kernels::Kernels;
 pub use memory_bank::{DeviceBankColumns, DeviceMemoryBank};
 pub use mine::{DeviceHardest, DeviceMineOptions, DeviceMined, mine, mine_workspace_bytes};
 pub use pairwise::{DevicePairwiseOptions, pairwise_step, pairwise_step_single};
+pub use pairwise_conflict::pairwise_conflict_len;
 pub use pairwise_mixture::{
     pairwise_mixture, pairwise_mixture_single, pairwise_mixture_single_workspace_bytes,
     pairwise_mixture_workspace_bytes,

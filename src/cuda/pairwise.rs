@@ -113,7 +113,7 @@ pub fn pairwise_step<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     workspace: &mut CudaViewMut<'_, u8>,
 ) -> Result<()> {
     let parts = [PairwisePart::new(1.0, *objective)];
-    enqueue(Kind::Step, kernels, stream, (x, Some(y)), &parts, options, (dx, Some(dy)), report, workspace)
+    enqueue(Kind::Step, kernels, stream, (x, Some(y)), &parts, options, (dx, Some(dy)), report, None, workspace)
 }
 
 /// As [`pairwise_step`] for rows that are anchors and candidates at once, `x` (`n × d`) with itself and without the
@@ -134,7 +134,7 @@ pub fn pairwise_step_single<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     workspace: &mut CudaViewMut<'_, u8>,
 ) -> Result<()> {
     let parts = [PairwisePart::new(1.0, *objective)];
-    enqueue(Kind::Step, kernels, stream, (x, None), &parts, options, (dx, None), report, workspace)
+    enqueue(Kind::Step, kernels, stream, (x, None), &parts, options, (dx, None), report, None, workspace)
 }
 
 type Bound<'s> = (RawBuf, Option<SyncOnDrop<'s>>);
@@ -156,6 +156,7 @@ pub(super) fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     options: &DevicePairwiseOptions<'_>,
     (dx, dy): (&mut DeviceMatMut<'_, G>, Option<&mut DeviceMatMut<'_, G>>),
     reports: &mut CudaViewMut<'_, PairwiseReport>,
+    conflict: Option<&mut CudaViewMut<'_, f64>>,
     workspace: &mut CudaViewMut<'_, u8>,
 ) -> Result<()> {
     let op = kind.op(y.is_none());
@@ -174,6 +175,7 @@ pub(super) fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     let (dx, _dx) = bind.mat_mut("dx", dx)?;
     let dy = dy.map(|dy| bind.mat_mut("dy", dy)).transpose()?;
     let (reports, _reports) = bind.buf_mut(if kind == Kind::Step { "report" } else { "reports" }, reports)?;
+    let conflict = conflict.map(|conflict| bind.buf_mut("conflict", conflict)).transpose()?;
     let (workspace, _workspace) = bind.buf_mut("workspace", workspace)?;
     scope.check()?;
     let args = RawPairwiseMixture {
@@ -192,6 +194,7 @@ pub(super) fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
         dx,
         dy: dy.as_ref().map(|(raw, _)| *raw),
         reports,
+        conflict: conflict.as_ref().map_or(RawBuf::NULL, |(raw, _)| *raw),
         wave_bytes: options.wave_bytes,
         keep_bytes: options.keep_bytes,
         workspace,

@@ -50,6 +50,8 @@ pub struct RawPairwiseMixture<'a> {
     pub dy: Option<RawMat>,
     /// One [`PairwiseReport`] for every part.
     pub reports: RawBuf,
+    /// [`pairwise_conflict_len`](super::pairwise_conflict_len) f64 for norms and cosines, or [`RawBuf::NULL`].
+    pub conflict: RawBuf,
     /// As in [`RawPairwiseStep`](super::raw::RawPairwiseStep).
     pub wave_bytes: usize,
     /// As in [`RawPairwiseStep`](super::raw::RawPairwiseStep).
@@ -69,11 +71,17 @@ pub(super) unsafe fn enqueue_raw(
     a: &RawPairwiseMixture<'_>,
 ) -> Result<()> {
     let op = kind.op(a.y.is_none());
-    let plan = check_arguments(kind, a)?;
+    let (plan, conflict) = check_arguments(kind, a)?;
     kernels.check_stream(op, stream)?;
     let _scope = Scope::enter(op, stream.context())?;
     // SAFETY: by the caller's promise.
-    unsafe { Step { a, plan: &plan, base: a.workspace.ptr }.launch(kernels, stream) }
+    unsafe {
+        // Before the step, which is the only one to write gradients.
+        if let Some(conflict) = conflict {
+            conflict.launch(kernels, stream, a, a.workspace.ptr + plan.bytes as u64)?;
+        }
+        Step { a, plan: &plan, base: a.workspace.ptr }.launch(kernels, stream)
+    }
 }
 
 /// As [`pairwise_mixture`], or with no `y` as [`pairwise_mixture_single`], on plain pointers.
@@ -91,7 +99,8 @@ pub unsafe fn pairwise_mixture_raw(kernels: &Kernels, stream: &CudaStream, a: &R
 
 /// Bytes of workspace that [`pairwise_mixture`] needs, as
 /// [`pairwise_workspace_bytes`](super::pairwise_workspace_bytes). With several parts `wave_bytes` holds, beside the weights
-/// of a wave, their sum in f32 and, unless all similarities are kept, those of the wave if two parts weigh every pair.
+/// of a wave, their sum in f32 and, unless all similarities are kept, those of the wave if two parts weigh every pair. With
+/// `conflict` there is room for the step of each part alone, and for the gradients of all of them in f32.
 ///
 /// # Errors
 /// [`Error::TooLarge`](crate::Error::TooLarge).
@@ -105,14 +114,26 @@ pub fn pairwise_mixture_workspace_bytes(
     normalization: Normalization,
     wave_bytes: usize,
     keep_bytes: usize,
+    conflict: bool,
 ) -> Result<usize> {
-    workspace_bytes(Kind::Mixture, n, Some(m), d, dtype, parts, normalization, Grant { wave_bytes, keep_bytes })
+    workspace_bytes(
+        Kind::Mixture,
+        n,
+        Some(m),
+        d,
+        dtype,
+        parts,
+        normalization,
+        Grant { wave_bytes, keep_bytes },
+        conflict,
+    )
 }
 
 /// As [`pairwise_mixture_workspace_bytes`], for [`pairwise_mixture_single`].
 ///
 /// # Errors
 /// [`Error::TooLarge`](crate::Error::TooLarge).
+#[allow(clippy::too_many_arguments)]
 pub fn pairwise_mixture_single_workspace_bytes(
     n: usize,
     d: usize,
@@ -121,8 +142,9 @@ pub fn pairwise_mixture_single_workspace_bytes(
     normalization: Normalization,
     wave_bytes: usize,
     keep_bytes: usize,
+    conflict: bool,
 ) -> Result<usize> {
-    workspace_bytes(Kind::Mixture, n, None, d, dtype, parts, normalization, Grant { wave_bytes, keep_bytes })
+    workspace_bytes(Kind::Mixture, n, None, d, dtype, parts, normalization, Grant { wave_bytes, keep_bytes }, conflict)
 }
 
 /// One step of a weighted sum of objectives, `L = Σ_k w_k L_k`: their weight matrices are added, wave by wave in f32 and in
@@ -139,8 +161,13 @@ pub fn pairwise_mixture_single_workspace_bytes(
 /// [`SigLip`](crate::PairwiseObjective::SigLip) or has a miner, `K + 3` products of `n m d` instead of 3. A GOAL part has
 /// one sweep of its own, and none for its weights.
 ///
+/// With `conflict`, [`pairwise_conflict_len`](super::pairwise_conflict_len) numbers, the norms of the parts' gradients
+/// (each of both matrices together, weight and upstream factor included) and the cosines between every two (0 where one
+/// of them is 0) are written there. Each part is stepped alone for that, into f32 gradients in the workspace.
+///
 /// Enqueues 2 kernels, and for every part what [`pairwise_step`](super::pairwise_step) has before the waves (a GOAL part:
-/// 2) and 1 more for its report, and in every wave 1 for each part and 1 more. Allocates nothing on the device, does not
+/// 2) and 1 more for its report, and in every wave 1 for each part and 1 more; for the conflict those of every part alone
+/// and 2 more. Allocates nothing on the device, does not
 /// synchronise, reads nothing back; can be captured. If a launch is refused, `dx` and `dy` are unchanged.
 ///
 /// # Errors
@@ -157,9 +184,10 @@ pub fn pairwise_mixture<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     dx: &mut DeviceMatMut<'_, G>,
     dy: &mut DeviceMatMut<'_, G>,
     reports: &mut CudaViewMut<'_, PairwiseReport>,
+    conflict: Option<&mut CudaViewMut<'_, f64>>,
     workspace: &mut CudaViewMut<'_, u8>,
 ) -> Result<()> {
-    enqueue(Kind::Mixture, kernels, stream, (x, Some(y)), parts, options, (dx, Some(dy)), reports, workspace)
+    enqueue(Kind::Mixture, kernels, stream, (x, Some(y)), parts, options, (dx, Some(dy)), reports, conflict, workspace)
 }
 
 /// As [`pairwise_mixture`] for rows that are anchors and candidates at once, as
@@ -177,7 +205,8 @@ pub fn pairwise_mixture_single<T: DeviceElement, G: GradientOf<T> + DeviceElemen
     options: &DevicePairwiseOptions<'_>,
     dx: &mut DeviceMatMut<'_, G>,
     reports: &mut CudaViewMut<'_, PairwiseReport>,
+    conflict: Option<&mut CudaViewMut<'_, f64>>,
     workspace: &mut CudaViewMut<'_, u8>,
 ) -> Result<()> {
-    enqueue(Kind::Mixture, kernels, stream, (x, None), parts, options, (dx, None), reports, workspace)
+    enqueue(Kind::Mixture, kernels, stream, (x, None), parts, options, (dx, None), reports, conflict, workspace)
 }

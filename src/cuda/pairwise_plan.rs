@@ -5,6 +5,7 @@ use super::descriptor::{Named, RawBuf, RawMat, check_disjoint, check_extent};
 use super::gather::{RawUpstream, check_gradient_type};
 use super::goal_plan::RawGroups;
 use super::mine::check_optional;
+use super::pairwise_conflict::{ConflictPlan, pairwise_conflict_len};
 use super::pairwise_goal::{GoalPart, GoalScratch};
 use super::pairwise_mixture::RawPairwiseMixture;
 use super::pairwise_params::{
@@ -16,7 +17,7 @@ use super::row_norms::same_dtype;
 use super::workspace::{Layout, Region};
 use crate::check::{self, PairwiseLengths};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mixture::{MixtureObjective, PairwisePart};
 use crate::options::{Normalization, WriteMode};
 use crate::pairwise::{PairwiseObjective, PairwiseReport};
@@ -106,6 +107,7 @@ impl RawPairwiseStep<'_> {
             dx: self.dx,
             dy: self.dy,
             reports: self.report,
+            conflict: RawBuf::NULL,
             wave_bytes: self.wave_bytes,
             keep_bytes: self.keep_bytes,
             workspace: self.workspace,
@@ -249,7 +251,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    fn new(
+    pub(super) fn new(
         kind: Kind,
         x: &RawMat,
         y: Option<&RawMat>,
@@ -361,7 +363,8 @@ pub(super) const fn finalize_blocks(n: usize, m: usize) -> usize {
     if blocks == 0 { 1 } else { blocks }
 }
 
-/// Bytes of workspace for a step of `kind` on `n` rows and `m` columns; no `m`: of a single set.
+/// Bytes of workspace for a step of `kind` on `n` rows and `m` columns; no `m`: of a single set. With `conflict` the parts'
+/// gradients are to be compared.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn workspace_bytes(
     kind: Kind,
@@ -372,6 +375,7 @@ pub(super) fn workspace_bytes(
     parts: &[PairwisePart],
     normalization: Normalization,
     grant: Grant,
+    conflict: bool,
 ) -> Result<usize> {
     let op = kind.op(m.is_none());
     check_extent(op, "x.rows", n)?;
@@ -380,7 +384,13 @@ pub(super) fn workspace_bytes(
     }
     check_extent(op, "x.cols", d)?;
     let (x, y) = (RawMat::new(0, n, d, dtype), m.map(|m| RawMat::new(0, m, d, dtype)));
-    Ok(Plan::new(kind, &x, y.as_ref(), parts, normalization, grant, true)?.bytes)
+    let bytes = Plan::new(kind, &x, y.as_ref(), parts, normalization, grant, true)?.bytes;
+    let more = match conflict {
+        false => 0,
+        true => ConflictPlan::new(&x, y.as_ref(), parts, normalization, grant, true)?.bytes,
+    };
+    // Both are at most `isize::MAX`.
+    check_bytes(op, bytes + more)
 }
 
 /// Bytes of workspace that [`pairwise_step`](super::pairwise_step) needs for `x` (`n × d`) and `y` (`m × d`) of type
@@ -403,7 +413,7 @@ pub fn pairwise_workspace_bytes(
 ) -> Result<usize> {
     let part = PairwisePart::new(1.0, *objective);
     let grant = Grant { wave_bytes, keep_bytes };
-    workspace_bytes(Kind::Step, n, Some(m), d, dtype, &[part], normalization, grant)
+    workspace_bytes(Kind::Step, n, Some(m), d, dtype, &[part], normalization, grant, false)
 }
 
 /// As [`pairwise_workspace_bytes`], for [`pairwise_step_single`](super::pairwise_step_single).
@@ -420,7 +430,17 @@ pub fn pairwise_single_workspace_bytes(
     keep_bytes: usize,
 ) -> Result<usize> {
     let part = PairwisePart::new(1.0, *objective);
-    workspace_bytes(Kind::Step, n, None, d, dtype, &[part], normalization, Grant { wave_bytes, keep_bytes })
+    workspace_bytes(Kind::Step, n, None, d, dtype, &[part], normalization, Grant { wave_bytes, keep_bytes }, false)
+}
+
+/// At most what a workspace can have.
+fn check_bytes(op: &'static str, bytes: usize) -> Result<usize> {
+    let limit = isize::MAX as u64;
+    if bytes as u64 <= limit {
+        Ok(bytes)
+    } else {
+        Err(Error::TooLarge { op, arg: "workspace", limit, got: bytes as u64 })
+    }
 }
 
 fn check_buffers(a: &RawPairwiseMixture<'_>, op: &'static str, m: usize) -> Result<Vec<Named>> {
@@ -446,7 +466,7 @@ fn check_buffers(a: &RawPairwiseMixture<'_>, op: &'static str, m: usize) -> Resu
 }
 
 /// Checks everything that the host can see.
-pub(super) fn check_arguments(kind: Kind, a: &RawPairwiseMixture<'_>) -> Result<Plan> {
+pub(super) fn check_arguments(kind: Kind, a: &RawPairwiseMixture<'_>) -> Result<(Plan, Option<ConflictPlan>)> {
     let op = kind.op(a.y.is_none());
     let extent = |m: &RawMat| (m.rows, m.cols);
     let y = a.y.unwrap_or(a.x);
@@ -479,11 +499,19 @@ pub(super) fn check_arguments(kind: Kind, a: &RawPairwiseMixture<'_>) -> Result<
     outputs.push((reports, a.reports.check::<PairwiseReport>(op, reports, a.parts.len())?));
     let grant = Grant { wave_bytes: a.wave_bytes, keep_bytes: a.keep_bytes };
     let plan = Plan::new(kind, &a.x, a.y.as_ref(), a.parts, a.normalization, grant, false)?;
+    let conflict = if a.conflict == RawBuf::NULL {
+        None
+    } else {
+        let needed = pairwise_conflict_len(a.parts.len());
+        outputs.push(("conflict", a.conflict.check::<f64>(op, "conflict", needed)?));
+        Some(ConflictPlan::new(&a.x, a.y.as_ref(), a.parts, a.normalization, grant, false)?)
+    };
     let most = tiles(a.x.rows).saturating_add(tiles(y.rows)).saturating_mul(tiles(a.x.cols));
     check_extent(op, "tiles of the gradients", most)?;
-    outputs.push(("workspace", a.workspace.check_workspace(op, plan.bytes)?));
+    let bytes = check_bytes(op, plan.bytes + conflict.as_ref().map_or(0, |conflict| conflict.bytes))?;
+    outputs.push(("workspace", a.workspace.check_workspace(op, bytes)?));
     check_disjoint(op, &outputs, &inputs)?;
-    Ok(plan)
+    Ok((plan, conflict))
 }
 
 #[cfg(test)]
@@ -512,6 +540,17 @@ mod tests {
                 assert!(bytes(65_536) < 3_000_000_000, "{dtype} {objective}: {}", bytes(65_536));
                 assert!(bytes(1 << 18) < 5 * bytes(65_536), "{dtype} {objective}");
             }
+        }
+    }
+
+    #[test]
+    fn a_large_mixture_needs_less_than_3_gb_too() {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let parts = PairwiseObjective::ALL.map(|objective| PairwisePart::new(0.5, objective));
+            let grant = Grant { wave_bytes: PAIRWISE_WAVE_BYTES, keep_bytes: 0 };
+            let (n, l2) = (65_536, Normalization::L2);
+            let bytes = workspace_bytes(Kind::Mixture, n, Some(n), 512, dtype, &parts, l2, grant, false).unwrap();
+            assert!(bytes < 3_000_000_000, "{dtype}: {bytes}");
         }
     }
 
