@@ -16,8 +16,10 @@
 #include "params/goal.h"
 #include "params/memory_bank.h"
 #include "params/mine.h"
+#include "params/mined_triplet.h"
 #include "params/pairwise.h"
 #include "params/pairwise_conflict.h"
+#include "params/pairwise_custom.h"
 #include "params/positive_ranks.h"
 #include "params/ranks.h"
 #include "params/row_norms.h"
@@ -156,6 +158,24 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         F(src) F(ids) F(embeddings) F(out_ids) F(out_stamps) F(ld) F(stamp) F(first) F(rows) F(capacity) F(cursor) F(d) F(pad_)
     }
     {
+        using S = MinedTripletReport;
+        w.put(sizeof(S));
+        F(loss) F(mean_positive) F(mean_negative) F(triplets) F(active) F(pairs) F(empty_rows) F(empty_cols) F(zero_x)
+        F(zero_y) F(nan_x) F(nan_y) F(overflow)
+    }
+    {
+        using S = MinedTripletPart;
+        w.put(sizeof(S));
+        F(loss) F(negative) F(positive) F(triplets) F(active) F(empty_rows) F(empty_cols) F(zero_x) F(zero_y) F(nan_x)
+        F(nan_y)
+    }
+    {
+        using S = MinedTripletParams;
+        w.put(sizeof(S));
+        F(row_index) F(row_value) F(col_index) F(col_value) F(pos) F(inv_x) F(inv_y) F(rows) F(cols) F(values) F(parts)
+        F(report) F(margin) F(factor) F(n) F(m) F(k) F(blocks)
+    }
+    {
         using S = PositiveRanksParams;
         w.put(sizeof(S));
         F(x) F(y) F(inv_x) F(inv_y) F(row_offsets) F(row_candidates) F(col_offsets) F(col_candidates) F(col_pairs)
@@ -222,7 +242,8 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         using S = PairwiseFinishParams;
         w.put(sizeof(S));
         F(x) F(y) F(diagonal) F(upstream) F(sums) F(row_flags) F(col_flags) F(counts) F(report) F(ldg) F(per_scale) F(per_bias) F(factor) F(d) F(pairs)
-        F(accumulate) F(sums_count) F(n) F(m) F(more_reports)
+        F(accumulate) F(sums_count) F(n) F(m) F(of_weights)
+        F(more_reports) F(pad_)
     }
     {
         using S = PairwiseMixtureReportParams;
@@ -234,6 +255,28 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         using S = PairwiseConflictParams;
         w.put(sizeof(S));
         F(gradients) F(partial) F(dots) F(out) F(len) F(parts) F(blocks)
+    }
+    {
+        using S = CustomPairs;
+        w.put(sizeof(S));
+        F(s) F(row_groups) F(col_groups) F(ignore_rows) F(ignore_cols) F(lds) F(n) F(m) F(first_row) F(end_row)
+        F(single_positive) F(pad_)
+    }
+    {
+        using S = CustomStatsParams;
+        w.put(sizeof(S));
+        F(pairs) F(rows) F(col_parts) F(splits) F(pad_)
+    }
+    {
+        using S = CustomAnchorsParams;
+        w.put(sizeof(S));
+        F(rows) F(col_parts) F(cols) F(inv_x) F(inv_y) F(ignore_rows) F(ignore_cols) F(skip_x) F(skip_y) F(counters)
+        F(ticket) F(report) F(n) F(m) F(splits) F(normalised)
+    }
+    {
+        using S = CustomWeightsParams;
+        w.put(sizeof(S));
+        F(pairs) F(rows) F(cols) F(inv_x) F(inv_y) F(row_weights) F(w) F(diagonal) F(sums) F(row_splits) F(col_splits)
     }
 }
 
@@ -265,7 +308,9 @@ __device__ __forceinline__ void put_constants(Writer& w) {
         w.put(code);
     }
     for (uint32_t code : {kKeepNothing, kKeepStore, kKeepLoad, kKeepSkip, kMixAdd, kMixKeep, kConflictThreads}) w.put(code);
+    w.put(kMinedTripletThreads);
     w.put(sizeof(PairwiseScale));
+    for (uint32_t count : {kCustomPlanes, kCustomParts, kCustomThreads, kCustomCols, kCustomCounters}) w.put(count);
 }
 
 }  // namespace

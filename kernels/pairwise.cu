@@ -231,16 +231,6 @@ __device__ void finish_col(const PairwiseFinalizeParams& p, uint32_t j, Pairwise
     c[2 * m] = float(weight * a.pos_constant);
 }
 
-// Whether this block is the last of the grid to come here. What the others wrote before is then visible to this one.
-__device__ __forceinline__ bool last_to_come(uint32_t* ticket, bool& shared_flag) {
-    __threadfence();  // this block's results before its ticket
-    __syncthreads();  // of all its threads
-    if (threadIdx.x == 0) shared_flag = atomicAdd(ticket, 1) == gridDim.x - 1;
-    __syncthreads();  // the answer is in place
-    __threadfence();  // the tickets before the others' results
-    return shared_flag;
-}
-
 __device__ PairwiseBlock load_part(const PairwiseBlock* at) {
     constexpr uint32_t kWords = sizeof(PairwiseBlock) / 8;
     union {

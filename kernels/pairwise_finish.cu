@@ -2,7 +2,8 @@
 //
 //   g_i = sums of products + diagonal_i v_i, v_i the row of the same index of the other matrix
 //   dx_i (+)= u (g_i - u_i (u_i . g_i)) / r_i; without normalisation u g_i; exactly 0 for a zero row
-//   Report: d_scale and d_bias from the waves' sums of W S and of W, overflow; for SigLIP also loss and counts.
+//   Report: d_scale and d_bias from the waves' sums of W S and of W, overflow; for SigLIP also loss and counts, for formulas of
+//   the user's the sum of W S as the loss.
 //
 //   own, other (rows, d) T: f32 | f16 | bf16, base and rows aligned to 16 bytes;  out (rows, d) G: T or f32, any stride
 //   g (rows, ldg) f32, one or two of them;  diagonal (pairs) f32;  sums (count, 4) f64
@@ -145,12 +146,15 @@ __device__ __forceinline__ void finish_row_of(const PairwiseFinishSide& s, const
     }
 }
 
+__device__ __forceinline__ double upstream_of(const PairwiseFinishParams& p) {
+    return double(p.factor) * (p.upstream == nullptr ? 1.0 : double(*p.upstream));
+}
+
 // What the report needs of W: the first warp of the grid adds up the waves' sums.
 __device__ __forceinline__ void finish_report(const PairwiseFinishParams& p) {
     if (blockIdx.x != 0 || warp_id() != 0 || p.sums_count == 0) return;
-    const double upstream = double(p.factor) * (p.upstream == nullptr ? 1.0 : double(*p.upstream));
-    report_sums(*p.report, p.sums, p.sums_count, upstream, p.per_scale, p.per_bias, p.row_flags, p.n, p.col_flags, p.m,
-                p.counts);
+    report_sums(*p.report, p.sums, p.sums_count, upstream_of(p), p.per_scale, p.per_bias, p.row_flags, p.n, p.col_flags, p.m,
+                p.counts, p.of_weights != 0);
 }
 
 template <typename T, typename G>

@@ -10,8 +10,10 @@ use crate::cpu::{self, Cpu};
 use crate::cuda::host::{self, Cuda};
 use crate::dtype::{Element, GradientOf};
 use crate::error::{Error, Result};
+use crate::expression::Expression;
 use crate::matrix::{BatchMut, BatchRef, MatMut, MatRef};
 use crate::memory_bank::BankColumns;
+use crate::mined_triplet::{MinedTriplet, MinedTripletReport};
 use crate::mixture::{MixtureReport, PairwisePart};
 use crate::objective::Objective;
 use crate::options::{
@@ -222,6 +224,24 @@ impl Backend {
         dispatch!(self, goal_step_detail(x, y, objective, options, dx, dy))
     }
 
+    /// One step of the triplet hinge on mined negatives of `x` (`n × d`) and `y` (`m × d`): gradients into or onto `dx` and
+    /// `dy`, and the report.
+    ///
+    /// # Errors
+    /// [`Error::EmptyDim`], [`Error::ShapeMismatch`] for `y`, the groups, `dx` and `dy`, [`Error::InvalidOption`] for the
+    /// objective, [`Error::TooLarge`], and on CUDA those of the device.
+    pub fn mined_triplet_step<T: Element, G: GradientOf<T>>(
+        &self,
+        x: MatRef<'_, T>,
+        y: MatRef<'_, T>,
+        objective: &MinedTriplet,
+        options: &StepOptions<'_>,
+        dx: MatMut<'_, G>,
+        dy: MatMut<'_, G>,
+    ) -> Result<MinedTripletReport> {
+        dispatch!(self, mined_triplet_step(x, y, objective, options, dx, dy))
+    }
+
     /// One step of an objective over all pairs of `x` (`n × d`) and `y` (`m × d`): gradients into or onto `dx` and `dy`, and
     /// the report.
     ///
@@ -287,6 +307,26 @@ impl Backend {
         dx: MatMut<'_, G>,
     ) -> Result<MixtureReport> {
         dispatch!(self, pairwise_mixture_single(x, parts, options, conflict, dx))
+    }
+
+    /// One step of an objective that is written as formulas: gradients into or onto `dx` (`n × d`) and `dy` (`m × d`), and the
+    /// report, whose loss is `Σ W S`. On CUDA the formulas are compiled when they are met first and then kept.
+    ///
+    /// # Errors
+    /// [`Error::EmptyDim`], [`Error::ShapeMismatch`] for `y`, the options, `dx` and `dy`, [`Error::InvalidOption`] for options
+    /// that formulas have no use for, [`Error::TooLarge`], and on CUDA those of the device and of
+    #[cfg_attr(feature = "cuda", doc = "[`CompiledExpression::compile`](crate::cuda::CompiledExpression::compile).")]
+    #[cfg_attr(not(feature = "cuda"), doc = "the compilation.")]
+    pub fn pairwise_step_custom<T: Element, G: GradientOf<T>>(
+        &self,
+        x: MatRef<'_, T>,
+        y: MatRef<'_, T>,
+        expression: &Expression,
+        options: &PairwiseOptions<'_>,
+        dx: MatMut<'_, G>,
+        dy: MatMut<'_, G>,
+    ) -> Result<PairwiseReport> {
+        dispatch!(self, pairwise_step_custom(x, y, expression, options, dx, dy))
     }
 
     /// The rank of the best positive of every row of `x` (`n × d`) among the rows of `y` (`m × d`), and the other way.

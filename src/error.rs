@@ -53,6 +53,10 @@ pub enum Error {
     ImageRejected { kernel: &'static str, detail: String },
     /// Device memory is exhausted.
     OutOfMemory { op: &'static str, wanted: usize },
+    /// No NVRTC library, which compiles expressions for CUDA at run time, could be loaded.
+    NvrtcNotFound { looked_for: String },
+    /// NVRTC did not take the code that was made of an expression.
+    ExpressionRejected { expression: String, log: String },
     /// The driver refused a launch; nothing ran.
     LaunchRefused {
         kernel: &'static str,
@@ -63,7 +67,7 @@ pub enum Error {
     },
     /// An earlier kernel faulted, and the context refuses all further work until the process restarts.
     ContextPoisoned { op: &'static str, detail: String },
-    /// Any other failed driver call.
+    /// Any other failed call of the driver or of NVRTC.
     Driver { op: &'static str, call: &'static str, detail: String },
 }
 
@@ -120,6 +124,14 @@ impl fmt::Display for Error {
                 write!(f, "the driver rejected the device code of {kernel}: {detail}")
             }
             Self::OutOfMemory { op, wanted } => write!(f, "{op}: out of device memory, {wanted} bytes were asked for"),
+            Self::NvrtcNotFound { looked_for } => write!(
+                f,
+                "no NVRTC library found (looked for {looked_for}); it compiles expressions for CUDA and comes with the CUDA \
+                 toolkit, or with scripts/install-nvcc, or as pip's nvidia-cuda-nvrtc"
+            ),
+            Self::ExpressionRejected { expression, log } => {
+                write!(f, "NVRTC did not compile the expression\n{expression}\nand said:\n{log}")
+            }
             Self::LaunchRefused { kernel, grid, block, shared_bytes, detail } => write!(
                 f,
                 "launch of {kernel} refused (grid {grid:?}, block {block:?}, {shared_bytes} bytes of shared memory): {detail}"

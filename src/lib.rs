@@ -69,6 +69,7 @@ mod error;
 mod matrix;
 mod memory_bank;
 mod metrics;
+mod mined_triplet;
 mod mixture;
 mod objective;
 mod options;
@@ -93,6 +94,7 @@ pub use error::{Error, Result};
 pub use matrix::{BatchMut, BatchRef, MatMut, MatRef};
 pub use memory_bank::{BankColumns, BankState, MemoryBank};
 pub use metrics::{AtCutoff, DirectionMetrics, EvaluationReport, Gain, MetricOptions};
+pub use mined_triplet::{MinedTriplet, MinedTripletReport};
 pub use mixture::{Conflict, MixtureObjective, MixtureReport, PairwisePart};
 pub use objective::{LossKind, Objective, PairWeight, Reduction, TripletWeight};
 pub use options::{

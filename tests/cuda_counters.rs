@@ -18,8 +18,8 @@ use simgrad::cuda::{
     pairwise_mixture_workspace_bytes, pairwise_step, pairwise_workspace_bytes,
 };
 use simgrad::{
-    DType, MatMut, MatRef, MineOptions, Normalization, Objective, PairwiseObjective, PairwiseOptions, PairwisePart,
-    PairwiseReport, StepOptions,
+    DType, Error, MatMut, MatRef, MineOptions, Normalization, Objective, PairwiseObjective, PairwiseOptions,
+    PairwisePart, PairwiseReport, StepOptions,
 };
 
 const N: usize = 1024;
@@ -120,6 +120,30 @@ fn child_steps_a_mixture_kept() {
     if is_child("child_steps_a_mixture_kept") {
         let parts = [0, 1].map(|k| PairwisePart::new(0.5, PairwiseObjective::ALL[k]));
         child_steps_kept(&parts, None);
+    }
+}
+
+/// InfoNCE as formulas.
+const FORMULAS: &str = "
+    logit    = 14.3 * s
+    negative = 14.3 / (2 * n) * (sigmoid(row.lse - row.lse_positives) * exp(logit - row.lse) + sigmoid(col.lse - col.lse_positives) * exp(logit - col.lse))
+    positive = -14.3 / (2 * n) * (sigmoid(row.lse - logit) + sigmoid(col.lse - logit))
+";
+
+#[test]
+fn child_steps_formulas() {
+    if !is_child("child_steps_formulas") {
+        return;
+    }
+    let cuda = Cuda::new(0).unwrap();
+    let (x, y) = (numbers::<bf16>(N * D, 1), numbers::<bf16>(N * D, 2));
+    let (x, y) = (MatRef::new(&x, N, D).unwrap(), MatRef::new(&y, N, D).unwrap());
+    let (mut dx, mut dy) = (vec![0.0f32; N * D], vec![0.0f32; N * D]);
+    let (dx, dy) = (MatMut::new(&mut dx, N, D).unwrap(), MatMut::new(&mut dy, N, D).unwrap());
+    let options = PairwiseOptions::default();
+    match host::pairwise_step_custom(&cuda, x, y, &FORMULAS.parse().unwrap(), &options, dx, dy) {
+        Err(missing @ Error::NvrtcNotFound { .. }) => say(&missing.to_string()),
+        other => assert!(other.is_ok(), "{other:?}"),
     }
 }
 
@@ -284,22 +308,18 @@ fn mixture_traffic() -> Traffic {
     ]
 }
 
-/// Counts of a step, against what it has to do: `products` of `2nmd`.
-fn counts_are(test: &str, title: &str, expected: Traffic, products: f64) {
-    if !counted() {
-        return;
-    }
-    let launches = launches(test);
-    print(title, &launches);
-    assert_eq!(launches.len(), expected.len());
-    for (launch, (kernel, read, written)) in launches.iter().zip(expected) {
-        assert_eq!(launch.kernel(), kernel);
+/// Every launch reads and writes what it has to, within 10 %, without waste.
+#[track_caller]
+fn check_traffic(launches: &[Launch], traffic: &[(&str, u64, u64)]) {
+    assert_eq!(launches.len(), traffic.len());
+    for (launch, (kernel, read, written)) in launches.iter().zip(traffic) {
+        assert_eq!(launch.kernel(), *kernel);
         assert_eq!((launch.count("inst_load_local"), launch.count("inst_store_local")), (0, 0), "{kernel}");
         // A warp's work on a few kilobytes.
-        if kernel == "pairwise_mixture_report" {
+        if *kernel == "pairwise_mixture_report" {
             continue;
         }
-        for (name, expected) in [("global_unique_bytes_read", read), ("global_unique_bytes_written", written)] {
+        for (name, expected) in [("global_unique_bytes_read", *read), ("global_unique_bytes_written", *written)] {
             let ratio = launch.count(name) as f64 / expected as f64;
             assert!((0.9..=1.1).contains(&ratio), "{kernel}: {name} {}, expected {expected}", launch.count(name));
         }
@@ -308,9 +328,20 @@ fn counts_are(test: &str, title: &str, expected: Traffic, products: f64) {
         assert!(loads || launch.ratio("shared_load_conflict_ratio") <= 1.1, "{kernel}");
         assert!(launch.ratio("shared_store_conflict_ratio") <= 1.1, "{kernel}");
         // Without statistics, scalars are much of the little that finalising reads.
-        let efficiency = if kernel == "pairwise_finalize" { 0.85 } else { 0.9 };
+        let efficiency = if *kernel == "pairwise_finalize" { 0.85 } else { 0.9 };
         assert!(launch.ratio("global_load_efficiency") >= efficiency, "{kernel}");
     }
+}
+
+/// Counts of a step, against what it has to do: `products` of `2nmd`.
+#[track_caller]
+fn counts_are(test: &str, title: &str, traffic: &[(&str, u64, u64)], products: f64) {
+    if !counted() {
+        return;
+    }
+    let launches = launches(test);
+    print(title, &launches);
+    check_traffic(&launches, traffic);
     let flop = launches.iter().map(|l| l.count("tensor_flop_bf16")).sum::<u64>() as f64;
     let product = 2.0 * (N * N * D) as f64;
     let allowed = products * product..=(products + 0.2) * product;
@@ -319,15 +350,54 @@ fn counts_are(test: &str, title: &str, expected: Traffic, products: f64) {
 
 #[test]
 fn an_infonce_step_is_four_products_and_writes_no_matrix_but_its_weights() {
-    counts_are("child_steps_infonce", "pairwise_step, infonce", pairwise_traffic(false), 4.0);
+    counts_are("child_steps_infonce", "pairwise_step, infonce", &pairwise_traffic(false), 4.0);
 }
 
 #[test]
 fn an_infonce_step_whose_similarities_are_kept_is_three_products() {
-    counts_are("child_steps_infonce_kept", "pairwise_step, infonce, kept", pairwise_traffic(true), 3.0);
+    counts_are("child_steps_infonce_kept", "pairwise_step, infonce, kept", &pairwise_traffic(true), 3.0);
 }
 
 #[test]
 fn a_mixture_whose_similarities_are_kept_is_three_products_too() {
-    counts_are("child_steps_a_mixture_kept", "pairwise_mixture, infonce and siglip, kept", mixture_traffic(), 3.0);
+    counts_are("child_steps_a_mixture_kept", "pairwise_mixture, infonce and siglip, kept", &mixture_traffic(), 3.0);
+}
+
+/// As [`pairwise_traffic`], of a step with formulas.
+fn formulas_traffic() -> [(&'static str, u64, u64); 8] {
+    let (n, d) = (N as u64, D as u64);
+    let lines = 2 * n;
+    let (operands, inv, sums, w) = (lines * d * 2, lines * 4, lines * d * 4, n * n * 2);
+    let (s, pairs) = (n * n * 4, n * 4);
+    // 7 words of a row or a column, 8 of a part of a column.
+    let (anchors, parts) = (n * 7 * 4, n * 8 * SPLITS * 4);
+    [
+        ("prepare_bf16", operands, operands + 2 * inv),
+        ("cosine_matrix_bf16", operands + inv, s),
+        ("pairwise_custom_rows", s, anchors),
+        ("pairwise_custom_cols", s, parts),
+        // Two counts per row, and its pair for the column.
+        ("pairwise_custom_anchors", parts + 3 * pairs + inv, anchors),
+        // Two logarithms per row and column.
+        ("pairwise_custom_weights_bf16", s + lines * 8 + inv, w + pairs + 32 * SPLITS * SPLITS),
+        ("pairwise_grad_bf16", operands + w, sums),
+        ("pairwise_finish_bf16_f32", operands + sums + 2 * inv + pairs, sums),
+    ]
+}
+
+#[test]
+fn a_step_with_formulas_is_three_products_and_stores_similarities_once() {
+    if !counted() {
+        return;
+    }
+    let launches = launches("child_steps_formulas");
+    if launches.is_empty() {
+        assert!(!gpu_required(), "SIMGRAD_REQUIRE_GPU is set, but there is no NVRTC");
+        return say("note: without NVRTC the counters of formulas are skipped");
+    }
+    print("pairwise_step_custom, InfoNCE", &launches);
+    check_traffic(&launches, &formulas_traffic());
+    let flop = launches.iter().map(|l| l.count("tensor_flop_bf16")).sum::<u64>() as f64;
+    let product = 2.0 * (N * N * D) as f64;
+    assert!((3.0 * product..=3.15 * product).contains(&flop), "{flop} tensor operations, a product has {product}");
 }

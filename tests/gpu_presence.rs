@@ -14,7 +14,7 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
 
 /// Tests that run on every backend, or on CUDA only, which the files named `cuda_*` hold.
 fn gpu_tests() -> usize {
-    let marks = ["on_every_backend(", "common::cuda()", "device()"];
+    let marks = ["on_every_backend(", "common::cuda()", "device()", "cuda_with_nvrtc()", "ready()"];
     let of_file = |path: &PathBuf| {
         let cuda_only = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("cuda_"));
         let text = std::fs::read_to_string(path).expect("a readable source");

@@ -10,10 +10,12 @@ __device__ __forceinline__ uint32_t count_flags(const uint32_t* flags, uint32_t 
     return warp_sum(set);
 }
 
-// One warp: d_scale and d_bias, times `upstream`, and where `row_flags` is not null also what statistics would say.
+// One warp: d_scale and d_bias, times `upstream`; with `of_weights` also the sum of W S as the loss, and where `row_flags` is
+// not null what statistics would say.
 __device__ __forceinline__ void report_sums(PairwiseReport& r, const double* all, uint32_t all_count, double upstream,
                                             double per_scale, double per_bias, const uint32_t* row_flags, uint32_t n,
-                                            const uint32_t* col_flags, uint32_t m, const unsigned long long* counts) {
+                                            const uint32_t* col_flags, uint32_t m, const unsigned long long* counts,
+                                            bool of_weights = false) {
     double sums[kWaveSums] = {};
     for (uint32_t at = lane_id(); at < all_count; at += kWarpSize) {
 #pragma unroll
@@ -24,6 +26,10 @@ __device__ __forceinline__ void report_sums(PairwiseReport& r, const double* all
     if (lane_id() == 0) {
         r.d_scale = per_scale == 0.0 ? 0.0 : upstream * sums[0] * per_scale;
         r.d_bias = per_bias == 0.0 ? 0.0 : upstream * sums[1] * per_bias;
+    }
+    if (of_weights && lane_id() == 0) {
+        r.loss = upstream * sums[0];
+        r.mean_positive = r.positives == 0 ? 0.0 : sums[3] / double(r.positives);
     }
     if (row_flags == nullptr) return;
     const uint32_t rows = count_flags(row_flags, n), cols = count_flags(col_flags, m);

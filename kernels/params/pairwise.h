@@ -239,9 +239,11 @@ struct PairwiseFinishParams {
     uint32_t sums_count;
     uint32_t n;
     uint32_t m;
+    uint32_t of_weights;     // 1: the report's loss is the sum of W S with the factors, its mean the sums' too
     uint32_t more_reports;   // reports behind the first that are to have the overflow too
+    uint32_t pad_;
 };
-static_assert(sizeof(PairwiseFinishParams) == 304, "keep in step with src/cuda/pairwise_params.rs");
+static_assert(sizeof(PairwiseFinishParams) == 312, "keep in step with src/cuda/pairwise_params.rs");
 
 // One part of a mixture.
 struct PairwiseMixtureReportParams {

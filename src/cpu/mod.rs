@@ -15,6 +15,7 @@ mod cosine_matrix;
 mod gather;
 mod goal;
 mod mine;
+mod mined_triplet;
 mod objective;
 mod pack;
 mod pairwise;
@@ -39,6 +40,7 @@ mod x86;
 pub use cosine_matrix::cosine_matrix;
 pub use goal::{goal_step, goal_step_detail};
 pub use mine::mine;
+pub use mined_triplet::mined_triplet_step;
 pub use pairwise::{
     pairwise_mixture, pairwise_mixture_single, pairwise_step, pairwise_step_custom, pairwise_step_single,
 };

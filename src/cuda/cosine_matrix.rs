@@ -19,7 +19,7 @@ use crate::options::{CosineOptions, Normalization};
 const OP: &str = "cosine_matrix";
 
 /// Blocks on a multiprocessor: 2 where its shared memory has room for their stages, which no architecture exceeds.
-const PER_SM: u32 = 2;
+pub(super) const PER_SM: u32 = 2;
 
 /// Bytes that a thread stores at a time where the output is aligned to them.
 const VECTOR: usize = 8;

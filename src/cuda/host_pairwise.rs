@@ -1,16 +1,20 @@
 //! The step over all pairs, of one objective and of a mixture, on matrices in host memory; see [`host`](super::host).
 
+use super::compiled_expression::CompiledExpression;
 use super::descriptor::RawBuf;
 use super::gather::RawUpstream;
 use super::goal_plan::RawGroups;
 use super::host::{Cuda, upload_groups};
 use super::host_memory::{Buffer, Session, write_rows};
 use super::pairwise_conflict::pairwise_conflict_len;
+use super::pairwise_custom::pairwise_step_custom_raw;
+use super::pairwise_custom_plan::{OP as OP_CUSTOM, RawPairwiseCustom, pairwise_custom_workspace_bytes};
 use super::pairwise_mixture::{RawPairwiseMixture, enqueue_raw};
 use super::pairwise_plan::{Grant, Kind, PAIRWISE_WAVE_BYTES, workspace_bytes};
 use crate::check;
 use crate::dtype::{Element, GradientOf};
 use crate::error::Result;
+use crate::expression::Expression;
 use crate::matrix::{MatMut, MatRef};
 use crate::mixture::{Conflict, MixtureReport, PairwisePart};
 use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
@@ -94,6 +98,59 @@ fn one<T: Element, G: GradientOf<T>>(
     let part = PairwisePart::new(1.0, *objective);
     let (reports, _) = step(cuda, Kind::Step, x, y, &[part], options, false, dx, dy)?;
     Ok(reports.first().copied().unwrap_or_default())
+}
+
+/// As [`crate::cpu::pairwise_step_custom`], for objectives that are written as text; an expression is compiled when it is met
+/// first, see [`CompiledExpression::compile`].
+///
+/// # Errors
+/// As [`pairwise_step`], and those of [`CompiledExpression::compile`].
+pub fn pairwise_step_custom<T: Element, G: GradientOf<T>>(
+    cuda: &Cuda,
+    x: MatRef<'_, T>,
+    y: MatRef<'_, T>,
+    expression: &Expression,
+    options: &PairwiseOptions<'_>,
+    mut dx: MatMut<'_, G>,
+    mut dy: MatMut<'_, G>,
+) -> Result<PairwiseReport> {
+    let extents = [(x.rows(), x.cols()), (y.rows(), y.cols()), (dx.rows(), dx.cols()), (dy.rows(), dy.cols())];
+    check::pairwise_custom(OP_CUSTOM, extents, &options.into())?;
+    let session = Session::begin(OP_CUSTOM, cuda)?;
+    session.require_supported("x", T::DTYPE)?;
+    let expression = CompiledExpression::compile(cuda.kernels(), expression)?;
+    let (n, m, d) = (x.rows(), y.rows(), x.cols());
+    let bytes = pairwise_custom_workspace_bytes(n, m, d, T::DTYPE, options.normalization, PAIRWISE_WAVE_BYTES)?;
+    let ((_x, x), (_y, y)) = (session.upload_mat(x)?, session.upload_mat(y)?);
+    let arrays = Arrays::upload(&session, options)?;
+    let (dx_buffer, raw_dx) = session.result_mat(dx.as_ref(), options.write)?;
+    let (dy_buffer, raw_dy) = session.result_mat(dy.as_ref(), options.write)?;
+    let report = session.alloc_of::<PairwiseReport>(1)?;
+    let workspace = session.alloc(bytes)?;
+    let args = RawPairwiseCustom {
+        x,
+        y,
+        expression: &expression,
+        normalization: options.normalization,
+        groups: arrays.groups.as_ref().map(|[rows, cols]| RawGroups { rows: rows.raw(n), cols: cols.raw(m) }),
+        ignore_rows: raw(&arrays.masks[0], n),
+        ignore_cols: raw(&arrays.masks[1], m),
+        row_weights: raw(&arrays.numbers[0], n),
+        upstream: RawUpstream::Host(options.upstream as f32),
+        write: options.write,
+        dx: raw_dx,
+        dy: raw_dy,
+        report: report.raw(1),
+        wave_bytes: PAIRWISE_WAVE_BYTES,
+        workspace: workspace.workspace(),
+    };
+    // SAFETY: the buffers live until the session has waited for the stream.
+    unsafe { pairwise_step_custom_raw(cuda.kernels(), cuda.stream(), &args) }?;
+    let report = session.download_vec::<PairwiseReport>(&report, 1)?[0];
+    let (new_dx, new_dy) = (session.fetch(&dx_buffer, &dx)?, session.fetch(&dy_buffer, &dy)?);
+    write_rows(&new_dx, &mut dx);
+    write_rows(&new_dy, &mut dy);
+    Ok(report)
 }
 
 /// The options' arrays on the device.

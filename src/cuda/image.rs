@@ -1,4 +1,5 @@
-//! The device code in this binary: one image per `kernels/<name>.cu`, and what is in it.
+//! The device code in this binary: one image per `kernels/<name>.cu`, and what is in it. `pairwise_custom.cu` has none: it is
+//! in the binary as text, and compiled at run time.
 
 use super::plan::TILE_SHARED_BYTES;
 use super::top_k_params::MERGE_SHARED_BYTES;
@@ -72,6 +73,7 @@ pub(crate) const IMAGES: &[Image] = &[
             "mine_merge",
         ]
     ),
+    image!("mined_triplet", ["mined_triplet_weigh", "mined_triplet_finish"]),
     image!("pairwise", ["pairwise_extremes", "pairwise_finalize"]),
     image!("pairwise_conflict", ["pairwise_conflict_dots", "pairwise_conflict_finish"]),
     image!(

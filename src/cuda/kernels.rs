@@ -1,12 +1,13 @@
 //! Loading the device code, once per context.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverError};
 use cudarc::nvrtc::Ptx;
 
+use super::compiled_expression::Compiled;
 use super::driver::{alloc_failed, describe, is_sticky};
 use super::image::{BUILT_FOR, IMAGES, Image, KernelSpec};
 use super::probe::{DeviceFacts, driver_version, require_driver};
@@ -32,6 +33,8 @@ struct Inner {
     device: DeviceFacts,
     /// The first code after which the context refuses all work; 0 while there was none.
     fault: AtomicU32,
+    /// What was compiled at run time.
+    compiled: Mutex<Compiled>,
     // Last, so that the modules are unloaded while the context lives.
     context: Arc<CudaContext>,
 }
@@ -80,7 +83,8 @@ impl Kernels {
         }
         functions.sort_unstable_by_key(|f| f.name);
         let fault = AtomicU32::new(0);
-        Ok(Self { inner: Arc::new(Inner { functions, device, fault, context: context.clone() }) })
+        let compiled = Mutex::new(Compiled::default());
+        Ok(Self { inner: Arc::new(Inner { functions, device, fault, compiled, context: context.clone() }) })
     }
 
     /// The context that the kernels were loaded into.
@@ -118,6 +122,12 @@ impl Kernels {
         if is_sticky(error.0) {
             let _ = self.inner.fault.compare_exchange(0, error.0 as u32, Ordering::Relaxed, Ordering::Relaxed);
         }
+    }
+
+    /// What was compiled at run time; whoever holds it is the only one to compile.
+    pub(super) fn compiled(&self) -> MutexGuard<'_, Compiled> {
+        // A panic while it was held has left a cache without an entry.
+        self.inner.compiled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The driver's handle, and the most dynamic shared memory that the kernel may be launched with.

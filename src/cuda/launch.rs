@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use cudarc::driver::sys::CUresult;
+use cudarc::driver::sys::{CUfunction, CUresult};
 use cudarc::driver::{CudaStream, DriverError, result};
 
 use super::driver::{describe, failed, is_sticky};
@@ -32,8 +32,8 @@ pub(crate) unsafe fn launch<P: Params>(
     shared_bytes: u32,
     params: &P,
 ) -> Result<()> {
-    let block = (block, 1, 1);
-    let refused = |detail: String| Error::LaunchRefused { kernel: name, grid, block, shared_bytes, detail };
+    let dimensions = (block, 1, 1);
+    let refused = |detail: String| Error::LaunchRefused { kernel: name, grid, block: dimensions, shared_bytes, detail };
     let Some((function, most_shared)) = kernels.function(name) else {
         let offered = kernels.device().shared_bytes;
         return Err(refused(format!("the device has only {offered} bytes of shared memory per block")));
@@ -41,6 +41,25 @@ pub(crate) unsafe fn launch<P: Params>(
     if shared_bytes > most_shared {
         return Err(refused(format!("the kernel was loaded for {most_shared} bytes of shared memory")));
     }
+    // SAFETY: by the caller's promise.
+    unsafe { launch_function(kernels, stream, (name, function), grid, block, shared_bytes, params) }
+}
+
+/// As [`launch`], for a function that is not one of the embedded ones.
+///
+/// # Safety
+/// As [`launch`], and the function is loaded in the context of `kernels`.
+pub(crate) unsafe fn launch_function<P: Params>(
+    kernels: &Kernels,
+    stream: &CudaStream,
+    (name, function): (&'static str, CUfunction),
+    grid: (u32, u32, u32),
+    block: u32,
+    shared_bytes: u32,
+    params: &P,
+) -> Result<()> {
+    let block = (block, 1, 1);
+    let refused = |detail: String| Error::LaunchRefused { kernel: name, grid, block, shared_bytes, detail };
     let scope = Scope::enter(name, stream.context())?;
     let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
     // SAFETY: the function is loaded in this context, which is current; the driver copies the one argument, whose type

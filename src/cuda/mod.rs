@@ -17,6 +17,7 @@ pub mod probe;
 #[doc(hidden)]
 pub mod abi;
 
+mod compiled_expression;
 mod cosine_matrix;
 mod descriptor;
 mod driver;
@@ -27,6 +28,7 @@ mod goal_params;
 mod goal_plan;
 mod host_evaluation;
 mod host_memory;
+mod host_mined_triplet;
 mod host_mining;
 mod host_pairwise;
 mod host_top_k;
@@ -35,9 +37,17 @@ mod kernels;
 mod launch;
 mod memory_bank;
 mod mine;
+mod mined_triplet;
+mod mined_triplet_device;
+mod nvrtc;
 mod pairwise;
 mod pairwise_conflict;
+mod pairwise_custom;
+mod pairwise_custom_params;
+mod pairwise_custom_plan;
+mod pairwise_custom_step;
 mod pairwise_goal;
+mod pairwise_gradient;
 mod pairwise_mixture;
 mod pairwise_params;
 mod pairwise_plan;
@@ -56,6 +66,7 @@ mod top_k_params;
 mod weighted_grad;
 mod workspace;
 
+pub use compiled_expression::CompiledExpression;
 pub use cosine_matrix::{cosine_matrix, cosine_matrix_workspace_bytes};
 pub use descriptor::{RawBatch, RawBuf, RawMat};
 pub use goal::{DeviceGroups, DeviceStepOptions, GOAL_STEP_LAUNCHES, goal_step, goal_step_detail};
@@ -64,8 +75,12 @@ pub use goal_plan::goal_step_workspace_bytes;
 pub use kernels::Kernels;
 pub use memory_bank::{DeviceBankColumns, DeviceMemoryBank};
 pub use mine::{DeviceHardest, DeviceMineOptions, DeviceMined, mine, mine_workspace_bytes};
+pub use mined_triplet::mined_triplet_workspace_bytes;
+pub use mined_triplet_device::mined_triplet_step;
 pub use pairwise::{DevicePairwiseOptions, pairwise_step, pairwise_step_single};
 pub use pairwise_conflict::pairwise_conflict_len;
+pub use pairwise_custom::pairwise_step_custom;
+pub use pairwise_custom_plan::pairwise_custom_workspace_bytes;
 pub use pairwise_mixture::{
     pairwise_mixture, pairwise_mixture_single, pairwise_mixture_single_workspace_bytes,
     pairwise_mixture_workspace_bytes,
@@ -93,7 +108,10 @@ pub mod raw {
     pub use super::goal::goal_step_raw as goal_step;
     pub use super::goal_plan::{RawGoalStep, RawGroups};
     pub use super::mine::{RawHardest, RawMine, mine_raw as mine};
+    pub use super::mined_triplet::{RawMinedTriplet, mined_triplet_step_raw as mined_triplet_step};
     pub use super::pairwise::pairwise_step_raw as pairwise_step;
+    pub use super::pairwise_custom::pairwise_step_custom_raw as pairwise_step_custom;
+    pub use super::pairwise_custom_plan::RawPairwiseCustom;
     pub use super::pairwise_mixture::{RawPairwiseMixture, pairwise_mixture_raw as pairwise_mixture};
     pub use super::pairwise_plan::RawPairwiseStep;
     pub use super::positive_ranks::{RawPositiveRanks, RawRelevant, positive_ranks_raw as positive_ranks};

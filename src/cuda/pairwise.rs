@@ -137,9 +137,13 @@ pub fn pairwise_step_single<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     enqueue(Kind::Step, kernels, stream, (x, None), &parts, options, (dx, None), report, None, workspace)
 }
 
-type Bound<'s> = (RawBuf, Option<SyncOnDrop<'s>>);
+pub(super) type Bound<'s> = (RawBuf, Option<SyncOnDrop<'s>>);
 
-fn optional<'s, T>(bind: &Binder<'s>, arg: &'static str, view: &'s Option<CudaView<'_, T>>) -> Result<Bound<'s>> {
+pub(super) fn optional<'s, T>(
+    bind: &Binder<'s>,
+    arg: &'static str,
+    view: &'s Option<CudaView<'_, T>>,
+) -> Result<Bound<'s>> {
     match view {
         None => Ok((RawBuf::NULL, None)),
         Some(view) => bind.buf(arg, view).map(|(buf, guard)| (buf, Some(guard))),

@@ -196,7 +196,7 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/pairwise.h`.
-    PairwiseFinishParams: 304 {
+    PairwiseFinishParams: 312 {
         x: PairwiseFinishSide,
         y: PairwiseFinishSide,
         diagonal: u64,
@@ -216,7 +216,9 @@ params! {
         sums_count: u32,
         n: u32,
         m: u32,
+        of_weights: u32,
         more_reports: u32,
+        pad_: u32,
     }
 }
 

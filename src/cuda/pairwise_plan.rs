@@ -141,7 +141,7 @@ impl Wave {
 }
 
 /// Deals the tiles of the rows to waves of at most `per_wave`.
-fn waves(shape: Shape, per_wave: usize) -> Vec<Wave> {
+pub(super) fn waves(shape: Shape, per_wave: usize) -> Vec<Wave> {
     let tiles = tiles(shape.n);
     if tiles == 0 || shape.m == 0 {
         return Vec::new();

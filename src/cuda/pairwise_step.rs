@@ -6,19 +6,18 @@ use super::descriptor::{RawBuf, RawMat};
 use super::kernels::Kernels;
 use super::launch::launch;
 use super::mine::{MineParams, Select, Stats, launch_sweep};
+use super::pairwise_gradient::{GradientStep, ReportOfWeights};
 use super::pairwise_mixture::RawPairwiseMixture;
 use super::pairwise_params::{
-    FINISH_THREADS, Form, Keep, LINES, MIX_ADD, MIX_KEEP, PairwiseExtremesParams, PairwiseFinalizeParams,
-    PairwiseFinishParams, PairwiseFinishSide, PairwiseGradParams, PairwiseMixtureReportParams, PairwiseStatsParams,
-    PairwiseTiles, PairwiseWeightsParams, WAVE_SUMS, ZEROED,
+    Form, Keep, LINES, MIX_ADD, MIX_KEEP, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseMixtureReportParams,
+    PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams, WAVE_SUMS, ZEROED,
 };
 use super::pairwise_plan::{Kept, Kind, PartPlan, Plan, Wave, finalize_blocks};
-use super::plan::{TILE_BLOCK, TILE_SHARED_BYTES, tiles};
-use super::prepare::{Operand, by_dtype, rows_aligned};
-use super::row_norms::{GradientKernels, gradient_kernel};
+use super::plan::{TILE_BLOCK, TILE_SHARED_BYTES};
+use super::prepare::by_dtype;
 use super::workspace::Region;
 use crate::error::Result;
-use crate::options::{Normalization, WriteMode};
+use crate::options::Normalization;
 use crate::pairwise::PairwiseReport;
 
 const STATS: [[&str; 3]; 2] = [
@@ -29,16 +28,6 @@ const WEIGHTS: [[&str; 3]; 2] = [
     ["pairwise_weights_f32", "pairwise_weights_f16", "pairwise_weights_bf16"],
     ["pairwise_weights_both_f32", "pairwise_weights_both_f16", "pairwise_weights_both_bf16"],
 ];
-const GRAD: [&str; 3] = ["pairwise_grad_f32", "pairwise_grad_f16", "pairwise_grad_bf16"];
-const FINISH: GradientKernels = GradientKernels {
-    f32: "pairwise_finish_f32_f32",
-    f16: ["pairwise_finish_f16_f16", "pairwise_finish_f16_f32"],
-    bf16: ["pairwise_finish_bf16_bf16", "pairwise_finish_bf16_f32"],
-};
-
-/// Columns that a thread of `pairwise_finish_*` takes at a time; `kColumns` in `kernels/pairwise_finish.cu`.
-const FINISH_COLUMNS: usize = 4;
-
 /// A checked step on one stream.
 pub(super) struct Step<'a> {
     pub a: &'a RawPairwiseMixture<'a>,
@@ -270,80 +259,50 @@ impl Step<'_> {
         }
     }
 
-    fn grad(&self, wave: &Wave) -> PairwiseGradParams {
-        let plan = self.plan;
-        let [x, y] = plan.operands(self.base);
-        PairwiseGradParams {
-            w: self.at(plan.weights),
-            x: x.ptr,
-            y: y.ptr,
-            skip_x: self.skip(0),
-            skip_y: self.skip(1),
-            gx: self.at(plan.gradients[0]),
-            gy: self.at(plan.gradients[1]),
-            ldw: plan.ld_weights as i64,
-            ldx: x.row_stride as i64,
-            ldy: y.row_stride as i64,
-            ldg: plan.ld_gradients as i64,
-            n: plan.shape.n as u32,
-            m: plan.shape.m as u32,
-            d: plan.shape.d as u32,
-            first_tile: wave.first as u32,
-            end_tile: wave.end as u32,
-            accumulate: u32::from(wave.first > 0),
+    fn gradient(&self) -> GradientStep {
+        let Self { a, plan, .. } = self;
+        let normalised = a.normalization == Normalization::L2;
+        let (inv, exponent) = if normalised {
+            (plan.prepare.row_inv(self.base), plan.prepare.row_exponent(self.base))
+        } else {
+            ([0; 2], [0; 2])
+        };
+        GradientStep {
+            op: plan.kind.op(plan.shape.single),
+            dtype: a.x.dtype,
+            shape: plan.shape,
+            operands: plan.operands(self.base),
+            inv,
+            exponent,
+            skip: [self.skip(0), self.skip(1)],
+            weights: self.at(plan.weights),
+            ld_weights: plan.ld_weights,
+            sums: plan.gradients.map(|r| if self.has_pairs() { self.at(r) } else { 0 }),
+            ld_sums: plan.ld_gradients,
+            diagonal: self.at(plan.diagonal),
+            write: a.write,
+            upstream: a.upstream,
+            dx: a.dx,
+            dy: a.dy.filter(|_| !plan.shape.single).unwrap_or(RawMat { rows: 0, ..a.dx }),
+            report: self.report(0),
+            more_reports: plan.parts.len().saturating_sub(1),
         }
     }
 
-    fn finish(&self) -> PairwiseFinishParams {
-        let Self { a, plan, .. } = self;
-        let operands = plan.operands(self.base);
-        let (inv, exponent) = match a.normalization {
-            Normalization::L2 => (plan.prepare.row_inv(self.base), plan.prepare.row_exponent(self.base)),
-            Normalization::None => ([0; 2], [0; 2]),
-        };
-        let sums = if self.has_pairs() { plan.gradients.map(|r| self.at(r)) } else { [0; 2] };
-        let side = |own: &Operand, other: &Operand, g: [u64; 2], i: usize, out: &RawMat| PairwiseFinishSide {
-            own: own.ptr,
-            other: other.ptr,
-            g,
-            own_inv: inv[i],
-            own_exponent: exponent[i],
-            other_inv: other.inv,
-            out: out.ptr,
-            own_ld: own.row_stride as i64,
-            other_ld: other.row_stride as i64,
-            out_ld: out.row_stride as i64,
-            rows: out.rows as u32,
-            out_aligned: u32::from(rows_aligned(&(*out).into())),
-        };
-        let [x, y] = &operands;
-        // A set with itself has one gradient.
-        let dy = a.dy.filter(|_| !plan.shape.single).unwrap_or(RawMat { rows: 0, ..a.dx });
-        let (upstream, factor) = a.upstream.parts();
-        // The parts of a mixture have their reports from a kernel of its own.
+    /// Of a step of one objective; the parts of a mixture have their reports from a kernel of its own.
+    fn report_of_weights(&self) -> ReportOfWeights {
+        let plan = self.plan;
         let alone = plan.parts.first().filter(|_| plan.kind == Kind::Step);
         let [row_flags, col_flags, counts] = alone.map_or([0; 3], |part| self.fused(part));
-        PairwiseFinishParams {
-            x: side(x, y, [sums[0], if plan.shape.single { sums[1] } else { 0 }], 0, &a.dx),
-            y: side(y, x, [sums[1], 0], 1, &dy),
-            diagonal: self.at(plan.diagonal),
-            upstream,
+        ReportOfWeights {
             sums: alone.map_or(0, |part| self.at(part.sums)),
+            count: alone.map_or(0, |_| plan.sum_blocks()),
             row_flags,
             col_flags,
             counts,
-            report: self.report(0),
-            ldg: plan.ld_gradients as i64,
             per_scale: per(alone.and_then(|part| part.form.per_scale)),
             per_bias: per(alone.and_then(|part| part.form.per_bias)),
-            factor,
-            d: plan.shape.d as u32,
-            pairs: plan.shape.n.min(plan.shape.m) as u32,
-            accumulate: u32::from(a.write == WriteMode::Accumulate),
-            sums_count: if alone.is_some() { plan.sum_blocks() as u32 } else { 0 },
-            n: plan.shape.n as u32,
-            m: plan.shape.m as u32,
-            more_reports: plan.parts.len().saturating_sub(1) as u32,
+            is_loss: false,
         }
     }
 
@@ -411,13 +370,13 @@ impl Step<'_> {
         }
     }
 
-    /// Weights of a wave, part after part, and their products.
+    /// Weights of a wave, part after part.
     ///
     /// # Safety
     /// As [`Self::launch`].
     unsafe fn launch_wave(&self, kernels: &Kernels, stream: &CudaStream, wave: &Wave, mut kept: bool) -> Result<()> {
         let plan = self.plan;
-        let (dtype, shape) = (self.a.x.dtype, plan.shape);
+        let dtype = self.a.x.dtype;
         for (at, part) in plan.parts.iter().enumerate() {
             let keep = match plan.kept {
                 _ if !part.dense() => Keep::Skip,
@@ -431,10 +390,7 @@ impl Step<'_> {
             // SAFETY: by the caller's promise.
             unsafe { launch(kernels, stream, weights, grid, TILE_BLOCK, TILE_SHARED_BYTES, &params) }?;
         }
-        let blocks = (wave.end - wave.first + tiles(shape.m)) * tiles(shape.d);
-        let (grad, grid) = (by_dtype(dtype, GRAD), (blocks as u32, 1, 1));
-        // SAFETY: by the caller's promise.
-        unsafe { launch(kernels, stream, grad, grid, TILE_BLOCK, TILE_SHARED_BYTES, &self.grad(wave)) }
+        Ok(())
     }
 
     /// Enqueues everything.
@@ -442,7 +398,7 @@ impl Step<'_> {
     /// # Safety
     /// Every buffer of the arguments is valid on the stream's device for its extent until the enqueued work has run.
     pub(super) unsafe fn launch(&self, kernels: &Kernels, stream: &CudaStream) -> Result<()> {
-        let Self { a, plan, .. } = self;
+        let plan = self.plan;
         let parts = 0..plan.parts.len();
         let mut kept = false;
         // SAFETY: the extents were checked, the regions of the workspace are disjoint, the pointers are valid by the
@@ -452,22 +408,16 @@ impl Step<'_> {
             for at in parts.clone() {
                 self.launch_part(kernels, stream, at, &mut kept)?;
             }
+            let gradient = self.gradient();
             for wave in &plan.waves {
                 self.launch_wave(kernels, stream, wave, kept)?;
+                gradient.products(kernels, stream, wave)?;
             }
             for at in parts.filter(|_| plan.kind == Kind::Mixture) {
                 let params = self.mixture_report(at);
                 launch(kernels, stream, "pairwise_mixture_report", (1, 1, 1), 32, 0, &params)?;
             }
-            let params = self.finish();
-            let rows = params.x.rows + params.y.rows;
-            if rows == 0 {
-                return Ok(());
-            }
-            let op = plan.kind.op(plan.shape.single);
-            let finish = gradient_kernel(op, "dx", a.x.dtype, a.dx.dtype, &FINISH)?;
-            let threads = plan.shape.d.div_ceil(FINISH_COLUMNS).next_multiple_of(32).clamp(32, FINISH_THREADS) as u32;
-            launch(kernels, stream, finish, (rows, 1, 1), threads, 0, &params)
+            gradient.finish(kernels, stream, &self.report_of_weights())
         }
     }
 }

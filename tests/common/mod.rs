@@ -28,6 +28,34 @@ pub fn cuda() -> Result<&'static Backend, &'static Error> {
     CUDA.get_or_init(|| Backend::cuda(0)).as_ref()
 }
 
+/// CUDA with the compiler that expressions need. `None`, after saying why, without; with `SIMGRAD_REQUIRE_GPU=1` that is a
+/// failure.
+#[cfg(feature = "cuda")]
+pub fn cuda_with_nvrtc() -> Option<&'static simgrad::cuda::host::Cuda> {
+    let usable = cuda().map_err(Error::clone).and_then(|backend| {
+        let Backend::Cuda(cuda) = backend else { return Err(Error::CudaFeatureDisabled) };
+        match simgrad::cuda::CompiledExpression::compile(cuda.kernels(), &"positive = s\nnegative = s".parse()?) {
+            Err(missing @ Error::NvrtcNotFound { .. }) => Err(missing),
+            _ => Ok(cuda),
+        }
+    });
+    match usable {
+        Ok(cuda) => Some(cuda),
+        Err(reason) => {
+            assert!(
+                !gpu_required(),
+                "SIMGRAD_REQUIRE_GPU is set, but expressions cannot be computed on CUDA: {reason}"
+            );
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                let text = format!("note: the tests of this binary skip what needs expressions on CUDA: {reason}\n");
+                let _ = std::io::stderr().write_all(text.as_bytes());
+            });
+            None
+        }
+    }
+}
+
 /// Runs a test on the CPU, and on CUDA where there is a device. Without one it says so, past the capture of the test
 /// harness; with `SIMGRAD_REQUIRE_GPU=1` it fails.
 pub fn on_every_backend(test: impl Fn(&Backend)) {

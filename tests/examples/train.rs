@@ -20,8 +20,12 @@ fn train(folder: &Path, arguments: &[&str]) -> Value {
 }
 
 fn train_with_threads(folder: &Path, arguments: &[&str], threads: &str) -> Value {
+    train_on("cpu", folder, arguments, threads)
+}
+
+fn train_on(backend: &str, folder: &Path, arguments: &[&str], threads: &str) -> Value {
     let (json, plot) = (text(&folder.join("run.json")), text(&folder.join("run.svg")));
-    let fixed = ["--backend", "cpu", "--json", &json, "--plot", &plot];
+    let fixed = ["--backend", backend, "--json", &json, "--plot", &plot];
     let printed = succeed_with_threads("train_retrieval", &[arguments, &fixed[..]].concat(), threads);
     assert!(printed.contains("untrained") && printed.contains("hinge-con (VSE++)"), "{printed}");
     assert!(fs::read_to_string(&plot).expect("a plot").contains("</svg>"), "not a whole SVG");
@@ -139,6 +143,26 @@ fn a_learnable_scale_is_learned() {
 }
 
 #[test]
+fn mined_triplets_are_trained() {
+    let folder = folder("train-mined");
+    write_data(&folder, 1, |v| v, "");
+    let data = text(&folder);
+    for objective in ["triplet-hardest", "triplet-semi-hard"] {
+        let json = train(&folder, &[&["--data", &data, "--objective", objective][..], &SMALL].concat());
+        let [baseline, mined] = [&json["runs"][0], &json["runs"][1]];
+        assert_eq!((mined["objective"].as_str(), &mined["parameters"]["margin"]), (Some(objective), &0.2.into()));
+        assert!(mined["epochs"][0]["active"].is_number());
+        let [of_baseline, of_mined] = [baseline, mined].map(|run| r1(run, "50", "x_to_y"));
+        assert!(of_mined > 40.0, "{objective}: {of_mined}");
+        // The baseline is the first of the two.
+        let near = (of_mined - of_baseline).abs() <= 6.0;
+        assert!(near || objective == "triplet-semi-hard", "{objective}: {of_mined} against {of_baseline}");
+    }
+    let refused = ["--data", &data, "--objective", "triplet-hardest", "--margin", "inf"];
+    refuse("train_retrieval", &refused, &["margin", "finite"]);
+}
+
+#[test]
 fn three_lines_of_ones_own_are_trained() {
     let folder = folder("train-expression");
     write_data(&folder, 1, |v| v, "");
@@ -154,6 +178,33 @@ fn three_lines_of_ones_own_are_trained() {
     assert!(own > 40.0 && (own - baseline).abs() <= 6.0, "{own} against {baseline}");
     fs::write(&file, "negative = s *\n").expect("a file");
     refuse("train_retrieval", &["--data", &data, "--expression", &path], &["weights.txt", "negative = s *", "^"]);
+}
+
+/// InfoNCE in three lines, on the CPU and on CUDA.
+#[cfg(feature = "cuda")]
+#[test]
+fn three_lines_of_ones_own_are_trained_on_cuda_as_on_the_cpu() {
+    if crate::common::cuda_with_nvrtc().is_none() {
+        return;
+    }
+    let folder = folder("train-expression-cuda");
+    write_data(&folder, 1, |v| v, "");
+    let file = folder.join("weights.txt");
+    let lines = "logit    = 14.3 * s\n\
+                 negative = 14.3 / (2 * n) * (sigmoid(row.lse - row.lse_positives) * exp(logit - row.lse) + sigmoid(col.lse - col.lse_positives) * exp(logit - col.lse))\n\
+                 positive = -14.3 / (2 * n) * (sigmoid(row.lse - logit) + sigmoid(col.lse - logit))\n";
+    fs::write(&file, lines).expect("a file");
+    let (data, path) = (text(&folder), text(&file));
+    let arguments =
+        ["--data", &data, "--expression", &path, "--epochs", "6", "--batch", "50", "--dim", "8", "--lr", "0.02"];
+    let [cpu, cuda] = ["cpu", "cuda"].map(|backend| train_on(backend, &folder, &arguments, "2")["runs"][1].take());
+    assert_eq!((&cpu["objective"], &cuda["objective"]), (&"expression".into(), &"expression".into()));
+    for epoch in 0..6 {
+        let [a, b] = [&cpu, &cuda].map(|run| run["epochs"][epoch]["loss"].as_f64().expect("a loss"));
+        assert!((a - b).abs() < 1e-3 * a.abs().max(0.1), "epoch {epoch}: {a} {b}");
+    }
+    let [a, b] = [&cpu, &cuda].map(|run| r1(run, "50", "x_to_y"));
+    assert!(a > 10.0 && (a - b).abs() <= 4.0, "{a} {b}");
 }
 
 #[test]
