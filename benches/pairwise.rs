@@ -1,4 +1,4 @@
-//! A step of an objective over all pairs on the CPU: loss and both gradients.
+//! A step of an objective over all pairs on the CPU, and of mixtures of two and three: loss and both gradients.
 //!
 //! `cargo bench --bench pairwise`, or a part: `cargo bench --bench pairwise -- pairwise/cpu/f32/infonce`. One step is
 //! counted as its two sweeps' and two products' multiply-adds, `4 · n · m · d`.
@@ -9,9 +9,12 @@ use common::{Shape, announce_cpu, embeddings, mat, mat_mut, named_group, shapes}
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use simgrad::cpu::{self, Cpu};
-use simgrad::{Element, GradientOf, Normalization, PairwiseObjective, PairwiseOptions};
+use simgrad::{
+    Element, GradientOf, MixtureObjective, Normalization, Objective, PairWeight, PairwiseObjective, PairwiseOptions,
+    PairwisePart, TripletWeight,
+};
 
-fn step<T: Element, G: GradientOf<T>>(c: &mut Criterion, cpu: &Cpu, group: &str, objective: PairwiseObjective) {
+fn step<T: Element, G: GradientOf<T>>(c: &mut Criterion, cpu: &Cpu, group: &str, parts: &[PairwisePart]) {
     let mut group = named_group(c, group);
     for shape in shapes() {
         let Shape { n, d } = shape;
@@ -32,7 +35,14 @@ fn step<T: Element, G: GradientOf<T>>(c: &mut Criterion, cpu: &Cpu, group: &str,
         group.bench_function(BenchmarkId::from_parameter(shape), |b| {
             b.iter(|| {
                 let (dx, dy) = (mat_mut(&mut dx, shape), mat_mut(&mut dy, shape));
-                cpu::pairwise_step(cpu, mat(&x, shape), mat(&y, shape), &objective, &options, dx, dy).unwrap()
+                let (x, y) = (mat(&x, shape), mat(&y, shape));
+                match parts {
+                    [PairwisePart { objective: MixtureObjective::Pairwise(objective), .. }] => {
+                        cpu::pairwise_step(cpu, x, y, objective, &options, dx, dy).map(|_| ())
+                    }
+                    _ => cpu::pairwise_mixture(cpu, x, y, parts, &options, false, dx, dy).map(|_| ()),
+                }
+                .unwrap();
             });
         });
     }
@@ -43,10 +53,15 @@ fn benches(c: &mut Criterion) {
     announce_cpu();
     let cpu = Cpu::new();
     for objective in PairwiseObjective::ALL {
-        step::<f32, f32>(c, &cpu, &format!("pairwise/cpu/f32/{objective}"), objective);
+        step::<f32, f32>(c, &cpu, &format!("pairwise/cpu/f32/{objective}"), &[PairwisePart::new(1.0, objective)]);
     }
-    let clip = PairwiseObjective::ALL[0];
-    step::<bf16, bf16>(c, &cpu, "pairwise/cpu/bf16/infonce", clip);
+    let clip = PairwisePart::new(1.0, PairwiseObjective::ALL[0]);
+    step::<bf16, bf16>(c, &cpu, "pairwise/cpu/bf16/infonce", &[clip]);
+    let siglip = PairwisePart::new(0.5, PairwiseObjective::ALL[1]);
+    step::<f32, f32>(c, &cpu, "pairwise/cpu/f32/mixture-2", &[clip, siglip]);
+    let hinge = TripletWeight::Hinge { margin: 0.2 };
+    let goal = PairwisePart::new(0.1, Objective::new(hinge, PairWeight::Con).unwrap());
+    step::<f32, f32>(c, &cpu, "pairwise/cpu/f32/mixture-3", &[clip, siglip, goal]);
 }
 
 criterion_group!(pairwise, benches);

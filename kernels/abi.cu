@@ -18,6 +18,7 @@
 #include "params/mine.h"
 #include "params/mined_triplet.h"
 #include "params/pairwise.h"
+#include "params/pairwise_conflict.h"
 #include "params/pairwise_custom.h"
 #include "params/positive_ranks.h"
 #include "params/ranks.h"
@@ -185,7 +186,8 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         using S = PairwiseTiles;
         w.put(sizeof(S));
         F(x) F(y) F(inv_x) F(inv_y) F(row_groups) F(col_groups) F(ignore_rows) F(ignore_cols) F(log_q) F(pos) F(lowest)
-        F(highest) F(ldx) F(ldy) F(n) F(m) F(d) F(form) F(single) F(single_positive) F(c)
+        F(highest) F(kept) F(ldx) F(ldy) F(n) F(m) F(d) F(form) F(single) F(single_positive) F(c)
+        F(keep) F(first_kept)
     }
     {
         using S = PairwiseStatsParams;
@@ -220,9 +222,9 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
     {
         using S = PairwiseWeightsParams;
         w.put(sizeof(S));
-        F(tiles) F(row_coefficients) F(col_coefficients) F(scale) F(w) F(diagonal) F(sums) F(row_flags)
+        F(tiles) F(row_coefficients) F(col_coefficients) F(scale) F(w) F(mixed) F(diagonal) F(sums) F(row_flags)
         F(col_flags) F(counts) F(ldw) F(first_tile)
-        F(end_tile) F(row_splits) F(col_splits)
+        F(end_tile) F(row_splits) F(col_splits) F(share) F(mix)
     }
     {
         using S = PairwiseGradParams;
@@ -241,6 +243,18 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         w.put(sizeof(S));
         F(x) F(y) F(diagonal) F(upstream) F(sums) F(row_flags) F(col_flags) F(counts) F(report) F(ldg) F(per_scale) F(per_bias) F(factor) F(d) F(pairs)
         F(accumulate) F(sums_count) F(n) F(m) F(of_weights)
+        F(more_reports) F(pad_)
+    }
+    {
+        using S = PairwiseMixtureReportParams;
+        w.put(sizeof(S));
+        F(upstream) F(sums) F(row_flags) F(col_flags) F(counts) F(goal) F(report) F(per_scale) F(per_bias) F(share)
+        F(factor) F(sums_count) F(n) F(m)
+    }
+    {
+        using S = PairwiseConflictParams;
+        w.put(sizeof(S));
+        F(gradients) F(partial) F(dots) F(out) F(len) F(parts) F(blocks)
     }
     {
         using S = CustomPairs;
@@ -290,9 +304,10 @@ __device__ __forceinline__ void put_constants(Writer& w) {
     for (uint32_t code : {kPairCon, kPairLin, kPairSig, kPairLinMs, kPairSigMs}) w.put(code);
     for (uint32_t count : {kSetPlanes, kRowPlanes, kColPlanes, kPairLines, kPairFinish, kPairZeroed, kWaveSums}) w.put(count);
     for (uint32_t code : {kFormSoftmax, kFormSigLip, kFormMulti, kFormCircle, kFormTriplet, kFormContrastive, kFormLifted,
-                          kFormRanked}) {
+                          kFormRanked, kFormGoal}) {
         w.put(code);
     }
+    for (uint32_t code : {kKeepNothing, kKeepStore, kKeepLoad, kKeepSkip, kMixAdd, kMixKeep, kConflictThreads}) w.put(code);
     w.put(kMinedTripletThreads);
     w.put(sizeof(PairwiseScale));
     for (uint32_t count : {kCustomPlanes, kCustomParts, kCustomThreads, kCustomCols, kCustomCounters}) w.put(count);

@@ -18,8 +18,8 @@
 #include <type_traits>
 
 #include "common/numeric.cuh"
+#include "common/pairwise_report.cuh"
 #include "common/reduce.cuh"
-#include "params/pairwise.h"
 
 namespace {
 
@@ -141,14 +141,9 @@ __device__ __forceinline__ void finish_row_of(const PairwiseFinishSide& s, const
         }
         store_columns(out, col, p.d, s.out_aligned, rounded);
     }
-    if (sizeof(G) == 2 && overflow > 0) atomicAdd(&p.report->overflow, overflow);
-}
-
-// Number of flags that are set, in every lane of the warp.
-__device__ __forceinline__ uint32_t count_flags(const uint32_t* flags, uint32_t count) {
-    uint32_t set = 0;
-    for (uint32_t at = lane_id(); at < count; at += kWarpSize) set += flags[at];
-    return warp_sum(set);
+    if (sizeof(G) == 2 && overflow > 0) {
+        for (uint32_t part = 0; part <= p.more_reports; ++part) atomicAdd(&p.report[part].overflow, overflow);
+    }
 }
 
 __device__ __forceinline__ double upstream_of(const PairwiseFinishParams& p) {
@@ -158,31 +153,8 @@ __device__ __forceinline__ double upstream_of(const PairwiseFinishParams& p) {
 // What the report needs of W: the first warp of the grid adds up the waves' sums.
 __device__ __forceinline__ void finish_report(const PairwiseFinishParams& p) {
     if (blockIdx.x != 0 || warp_id() != 0 || p.sums_count == 0) return;
-    double sums[kWaveSums] = {};
-    for (uint32_t at = lane_id(); at < p.sums_count; at += kWarpSize) {
-#pragma unroll
-        for (uint32_t k = 0; k < kWaveSums; ++k) sums[k] += p.sums[kWaveSums * size_t(at) + k];
-    }
-#pragma unroll
-    for (uint32_t k = 0; k < kWaveSums; ++k) sums[k] = warp_sum(sums[k]);
-    PairwiseReport& r = *p.report;
-    if (lane_id() == 0) {
-        r.d_scale = p.per_scale == 0.0 ? 0.0 : upstream_of(p) * sums[0] * p.per_scale;
-        r.d_bias = p.per_bias == 0.0 ? 0.0 : upstream_of(p) * sums[1] * p.per_bias;
-    }
-    if (p.of_weights != 0 && lane_id() == 0) {
-        r.loss = upstream_of(p) * sums[0];
-        r.mean_positive = r.positives == 0 ? 0.0 : sums[3] / double(r.positives);
-    }
-    if (p.row_flags == nullptr) return;
-    const uint32_t rows = count_flags(p.row_flags, p.n), cols = count_flags(p.col_flags, p.m);
-    if (lane_id() != 0) return;
-    r.loss = sums[2] * p.per_scale;
-    r.negatives = p.counts[0];
-    r.positives = p.counts[1];
-    r.mean_positive = r.positives == 0 ? 0.0 : sums[3] / double(r.positives);
-    r.anchors_rows = rows;
-    r.anchors_cols = cols;
+    report_sums(*p.report, p.sums, p.sums_count, upstream_of(p), p.per_scale, p.per_bias, p.row_flags, p.n, p.col_flags, p.m,
+                p.counts, p.of_weights != 0);
 }
 
 template <typename T, typename G>

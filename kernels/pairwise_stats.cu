@@ -1,6 +1,6 @@
 // pairwise_stats — what the weights of a pairwise objective need to know of every anchor, in one sweep over the tiles of S.
 //
-//   S[i, j] = (x_i . y_j) inv_x[i] inv_y[j]; never stored
+//   S[i, j] = (x_i . y_j) inv_x[i] inv_y[j]; not stored, or where `keep` says so stored, or loaded
 //   per row: the states of its negatives and of its positives; both sides: of the negatives of every row and every column
 //   (states: common/pairwise.cuh; logits and terms of each form: docs/maths.md). With `extremes` only the largest negative
 //   and the smallest positive of every row, which a miner compares with (NaN left out).
@@ -219,7 +219,7 @@ struct Statistics : TileSets<kBoth> {
                                          uint32_t& negatives, uint32_t& positives) {
         const uint32_t first_line = of_columns() ? col0 : row0;
         SetState state = load(first_line, of_columns() ? first_row : first_col);  // early: it arrives behind the logits
-        scale_tile(acc, thread, t.inv_x, t.inv_y, row0, col0, t.n, t.m);
+        similarities(t, thread, acc, row0, col0);
         const bool plain = all_negative(t, row0, col0) && t.log_q == nullptr;
         PairBits bits = classify(t, thread, row0, col0);
         if (row0 == col0 && p.pos != nullptr) write_pairs(acc, row0, col0);
@@ -264,13 +264,13 @@ __device__ __forceinline__ void stats_body(const PairwiseStatsParams& p) {
     const uint32_t c_end = part_begin(col_tiles, p.col_splits, blockIdx.x + 1);
     const TileShape shape{t.ldx * int64_t(sizeof(T)), t.ldy * int64_t(sizeof(T)), t.n, t.m, t.d * uint32_t(sizeof(T))};
     TileStream<T, RectCursor> stream(
-        stages, shape, {static_cast<const char*>(t.x), static_cast<const char*>(t.y), r_begin, r_end, c_begin, c_begin, c_end});
+        stages, shape, {static_cast<const char*>(t.x), static_cast<const char*>(t.y), computes(t) ? r_begin : r_end, r_end, c_begin, c_begin, c_end});
     uint32_t negatives = 0, positives = 0;
     for (uint32_t r = r_begin; r < r_end; ++r) {
         for (uint32_t c = c_begin; c < c_end; ++c) {
             float acc[4][4][4];
             clear_tile(acc);
-            stream.accumulate(acc);
+            if (computes(t)) stream.accumulate(acc);
             Statistics<kBoth> s(p, *reinterpret_cast<StatsScratch*>(stream.scratch()));
             s.tile(acc, r * kTile, c * kTile, r == r_begin, c == c_begin, negatives, positives);
         }

@@ -40,6 +40,7 @@ struct Sums {
 // What row i of 8 of the thread says.
 struct RowCoefficients {
     float neg_shift, neg_scale, pos_shift, pos_scale, pos_constant;
+    uint32_t index;
 };
 
 template <typename T, bool kBoth>
@@ -52,14 +53,16 @@ struct Weights {
     const TileThread thread;
 
     __device__ __forceinline__ explicit Weights(const PairwiseWeightsParams& params)
-        : p(params), t(params.tiles), scale(*params.scale) {}
+        : p(params), t(params.tiles), scale(params.scale == nullptr ? PairwiseScale{1.0f, 1.0f} : *params.scale) {}
 
     __device__ __forceinline__ RowCoefficients row(uint32_t row0, int i) const {
         const uint32_t at = min(row0 + thread.row(i), t.n - 1);
         const float* c = p.row_coefficients + at;
         const size_t n = t.n;
-        return {__ldg(c), scale.negative * __ldg(c + n), __ldg(c + 2 * n), scale.positive * __ldg(c + 3 * n),
-                scale.positive * __ldg(c + 4 * n)};
+        // With column anchors the own pair is the only positive, whose weight is a constant.
+        const float pos_shift = kBoth ? 0.0f : __ldg(c + 2 * n), pos_scale = kBoth ? 0.0f : __ldg(c + 3 * n);
+        return {__ldg(c), scale.negative * __ldg(c + n), pos_shift, scale.positive * pos_scale,
+                scale.positive * __ldg(c + 4 * n), at};
     }
 
     // Replaces every similarity by its weight: negative(s, row, k), or positive(s, row, k) for the few that are positive.
@@ -121,6 +124,16 @@ struct Weights {
             const uint32_t at = min(col0 + thread.col(k), t.m - 1);
             return fmaf(scale.positive, __ldg(p.col_coefficients + 2 * size_t(t.m) + at), r.pos_constant);
         };
+        if (t.form == kFormGoal) {
+            // Of every anchor the number of its negative, in the place of the shift, and that one's weight.
+            fill<false>(acc, bits, row0, sums,
+                        [&](float, const RowCoefficients& r, int k) {
+                            const float of_row = __float_as_uint(r.neg_shift) == col0 + thread.col(k) ? r.neg_scale : 0.0f;
+                            return of_row + (__float_as_uint(shift[k]) == r.index ? factor[k] : 0.0f);
+                        },
+                        positive);
+            return;
+        }
         if (t.form == kFormTriplet) {
             fill<false>(acc, bits, row0, sums,
                         [&](float s, const RowCoefficients& r, int k) {
@@ -282,7 +295,8 @@ struct Weights {
                 const uint32_t at = row0 + thread.row(i);
                 if (thread.row(i) != thread.col(k) || at >= t.n || at >= t.m) continue;
                 const bool positive = pos >> (8 * i + k) & 1;
-                p.diagonal[at] = positive ? element(acc, i, k) : 0.0f;
+                const float w = positive ? p.share * element(acc, i, k) : 0.0f;
+                p.diagonal[at] = p.mix & kMixAdd ? p.diagonal[at] + w : w;
                 if (positive) element(acc, i, k) = 0.0f;
             }
         }
@@ -329,13 +343,29 @@ struct Weights {
     }
 
     __device__ __forceinline__ void tile(float (&acc)[4][4][4], uint32_t row0, uint32_t col0, Sums& sums) const {
-        scale_tile(acc, thread, t.inv_x, t.inv_y, row0, col0, t.n, t.m);
+        similarities(t, thread, acc, row0, col0);
         PairBits bits = classify(t, thread, row0, col0);
         if (kBoth) of_both(acc, bits, row0, col0, sums);
         else of_rows(acc, bits, row0, col0, sums);
         if (row0 == col0) take_diagonal(acc, bits.pos, row0);
+        if (p.mix != 0 || p.share != 1.0f) {
+            mix(acc, row0, col0);
+            if (p.mix & kMixKeep) return;
+        }
         if (sizeof(W) == 2) unscale(acc, row0, col0);
         store(acc, row0, col0);
+    }
+
+    // This part's share, and the parts before it.
+    __device__ __forceinline__ void mix(float (&acc)[4][4][4], uint32_t row0, uint32_t col0) const {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+#pragma unroll
+            for (int k = 0; k < 8; ++k) element(acc, i, k) *= p.share;
+        }
+        const uint64_t at = uint64_t(row0 / kTile - p.first_tile) * tiles_of(t.m) + col0 / kTile;
+        if (p.mix & kMixAdd) add_tile(p.mixed, at, thread, acc);
+        if (p.mix & kMixKeep) store_tile(p.mixed, at, thread, acc);
     }
 
     // The operands of the products to come are not normalised, so their factors go to the weights; what a row with a NaN
@@ -369,7 +399,7 @@ __device__ __forceinline__ void weights_body(const PairwiseWeightsParams& p) {
     const uint32_t c_end = part_begin(col_tiles, p.col_splits, blockIdx.x + 1);
     const TileShape shape{t.ldx * int64_t(sizeof(T)), t.ldy * int64_t(sizeof(T)), t.n, t.m, t.d * uint32_t(sizeof(T))};
     TileStream<T, RectCursor> stream(
-        stages, shape, {static_cast<const char*>(t.x), static_cast<const char*>(t.y), r_begin, r_end, c_begin, c_begin, c_end});
+        stages, shape, {static_cast<const char*>(t.x), static_cast<const char*>(t.y), computes(t) ? r_begin : r_end, r_end, c_begin, c_begin, c_end});
     if (lane_id() == 0) {
         for (uint32_t k = 0; k < kWaveSums; ++k) sums.of[k][warp_id()] = 0.0;
         sums.negatives[warp_id()] = sums.positives[warp_id()] = 0;
@@ -378,7 +408,7 @@ __device__ __forceinline__ void weights_body(const PairwiseWeightsParams& p) {
         for (uint32_t c = c_begin; c < c_end; ++c) {
             float acc[4][4][4];
             clear_tile(acc);
-            stream.accumulate(acc);
+            if (computes(t)) stream.accumulate(acc);
             const Weights<T, kBoth> weights(p);
             weights.tile(acc, r * kTile, c * kTile, sums);
         }

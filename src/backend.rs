@@ -14,6 +14,7 @@ use crate::expression::Expression;
 use crate::matrix::{BatchMut, BatchRef, MatMut, MatRef};
 use crate::memory_bank::BankColumns;
 use crate::mined_triplet::{MinedTriplet, MinedTripletReport};
+use crate::mixture::{MixtureReport, PairwisePart};
 use crate::objective::Objective;
 use crate::options::{
     CosineOptions, GradOptions, MineOptions, PositiveRanksOptions, RecallOptions, StepOptions, WriteMode,
@@ -271,6 +272,41 @@ impl Backend {
         dx: MatMut<'_, G>,
     ) -> Result<PairwiseReport> {
         dispatch!(self, pairwise_step_single(x, objective, options, dx))
+    }
+
+    /// One step of a weighted sum of objectives over `x` (`n × d`) and `y` (`m × d`): gradients into or onto `dx` and `dy`,
+    /// and a report of every part; with `conflict`, also the norms of and the cosines between the parts' gradients.
+    ///
+    /// # Errors
+    /// As [`pairwise_step`](Self::pairwise_step), and [`Error::InvalidOption`] for no parts, for a weight that is not finite
+    /// and for options that a GOAL part does not keep to.
+    #[allow(clippy::too_many_arguments)]
+    pub fn pairwise_mixture<T: Element, G: GradientOf<T>>(
+        &self,
+        x: MatRef<'_, T>,
+        y: MatRef<'_, T>,
+        parts: &[PairwisePart],
+        options: &PairwiseOptions<'_>,
+        conflict: bool,
+        dx: MatMut<'_, G>,
+        dy: MatMut<'_, G>,
+    ) -> Result<MixtureReport> {
+        dispatch!(self, pairwise_mixture(x, y, parts, options, conflict, dx, dy))
+    }
+
+    /// As [`pairwise_mixture`](Self::pairwise_mixture) for `x` with itself, of which no row is its own candidate.
+    ///
+    /// # Errors
+    /// As [`pairwise_mixture`](Self::pairwise_mixture).
+    pub fn pairwise_mixture_single<T: Element, G: GradientOf<T>>(
+        &self,
+        x: MatRef<'_, T>,
+        parts: &[PairwisePart],
+        options: &PairwiseOptions<'_>,
+        conflict: bool,
+        dx: MatMut<'_, G>,
+    ) -> Result<MixtureReport> {
+        dispatch!(self, pairwise_mixture_single(x, parts, options, conflict, dx))
     }
 
     /// One step of an objective that is written as formulas: gradients into or onto `dx` (`n × d`) and `dy` (`m × d`), and the

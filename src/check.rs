@@ -5,7 +5,8 @@
 
 use crate::error::{Error, Result};
 use crate::mined_triplet::MinedTriplet;
-use crate::pairwise::{PairwiseOptions, PairwisePart};
+use crate::mixture::{MixtureObjective, PairwisePart};
+use crate::pairwise::{PairwiseObjective, PairwiseOptions};
 use crate::top_k::{MAX_K, Margin, TopKOptions};
 
 /// Rows and columns of a matrix argument.
@@ -258,11 +259,35 @@ pub(crate) fn pairwise_custom(op: &'static str, extents: [Extent; 4], options: &
     gradients(op, x, y, dx, dy)
 }
 
-/// `pairwise_step` and the like: any two numbers of rows; the parts' parameters, and options that one of them has a use for.
+/// A GOAL part: pairs of two sets, and none of the options that it does not keep to.
+fn goal_part(op: &'static str, n: usize, m: usize, single: bool, options: &PairwiseLengths) -> Result<()> {
+    let refuse = |arg, expected: &str, got: &str| {
+        Err(Error::InvalidOption { op, arg, expected: expected.to_owned(), got: got.to_owned() })
+    };
+    if single {
+        return refuse("parts.objective", "objectives over all pairs, since the set is single", "a GOAL objective");
+    }
+    equal(op, "y.rows", n, m)?;
+    let given = [
+        ("options.ignore_rows", options.ignore_rows),
+        ("options.ignore_cols", options.ignore_cols),
+        ("options.row_weights", options.row_weights),
+        ("options.col_weights", options.col_weights),
+    ];
+    match given.into_iter().find(|(_, length)| length.is_some()) {
+        Some((arg, _)) => refuse(arg, "none, since a GOAL objective has no use for it", "some"),
+        None => Ok(()),
+    }
+}
+
+/// `pairwise_step` and the like: any two numbers of rows, or a `single` set; the parts' parameters, and options that one of
+/// them has a use for.
+#[allow(clippy::too_many_arguments)]
 pub(crate) fn pairwise_step(
     op: &'static str,
     x: Extent,
     y: Extent,
+    single: bool,
     parts: &[PairwisePart],
     options: &PairwiseLengths,
     dx: Extent,
@@ -274,19 +299,24 @@ pub(crate) fn pairwise_step(
     }
     for part in parts {
         finite(op, "parts.weight", part.weight)?;
-        part.objective.check(op)?;
+        match &part.objective {
+            MixtureObjective::Pairwise(objective) => objective.check(op)?,
+            // Valid by construction.
+            MixtureObjective::Goal(_) => goal_part(op, x.0, y.0, single, options)?,
+        }
     }
     pairwise_options(op, x, y, options)?;
     let unused = |arg, present: bool| {
         if !present {
             return Ok(());
         }
-        let names: Vec<_> = parts.iter().map(|part| part.objective.name()).collect();
+        let names: Vec<_> = parts.iter().map(|part| part.objective.to_string()).collect();
         let expected = format!("none, since {} has no use for it", names.join(", "));
         Err(Error::InvalidOption { op, arg, expected, got: "some".to_owned() })
     };
-    unused("options.col_weights", options.col_weights.is_some() && !parts.iter().any(|p| p.objective.both_sides()))?;
-    unused("options.log_q", options.log_q.is_some() && !parts.iter().any(|p| p.objective.takes_log_q()))?;
+    let none = |takes: fn(&PairwiseObjective) -> bool| !parts.iter().any(|p| p.objective.pairwise().is_some_and(takes));
+    unused("options.col_weights", options.col_weights.is_some() && none(PairwiseObjective::both_sides))?;
+    unused("options.log_q", options.log_q.is_some() && none(PairwiseObjective::takes_log_q))?;
     gradients(op, x, y, dx, dy)
 }
 

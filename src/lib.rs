@@ -15,6 +15,7 @@
 //! | `goal_step` | `u W Ŷ` and `u Wᵀ X̂` for a GOAL objective's `W`, and a [`StepReport`] | `n × d`, `m × d`; `n = m` |
 //! | `weighted_grad` | the same for weights of the caller's, [`WeightTriples`] | `n × d`, `m × d` |
 //! | `pairwise_step`, `pairwise_step_single` | the same for an objective over all pairs, a [`PairwiseObjective`], and a [`PairwiseReport`] | `n × d`, `m × d` |
+//! | `pairwise_mixture`, `pairwise_mixture_single` | the same for a weighted sum of objectives, of both families, and a [`MixtureReport`] | `n × d`, `m × d` |
 //! | `ranks`, `recall` | the rank of every query's best positive, and Recall@K | `n`, `m` |
 //! | `positive_ranks` | the rank of every relevant pair, both ways | [`RelevantPairs`] |
 //! | `evaluate` | mAP@R, nDCG and every other retrieval figure made of them | [`EvaluationReport`] |
@@ -69,6 +70,7 @@ mod matrix;
 mod memory_bank;
 mod metrics;
 mod mined_triplet;
+mod mixture;
 mod objective;
 mod options;
 mod outputs;
@@ -93,6 +95,7 @@ pub use matrix::{BatchMut, BatchRef, MatMut, MatRef};
 pub use memory_bank::{BankColumns, BankState, MemoryBank};
 pub use metrics::{AtCutoff, DirectionMetrics, EvaluationReport, Gain, MetricOptions};
 pub use mined_triplet::{MinedTriplet, MinedTripletReport};
+pub use mixture::{Conflict, MixtureObjective, MixtureReport, PairwisePart};
 pub use objective::{LossKind, Objective, PairWeight, Reduction, TripletWeight};
 pub use options::{
     CosineOptions, GradOptions, Groups, MineOptions, Normalization, PositiveRanksOptions, RecallOptions, StepOptions,
@@ -102,7 +105,7 @@ pub use outputs::{
     AnchorDetail, DirectionRecall, GradReport, Hardest, Mined, NONE, PositiveRanks, QueryRanks, Ranks, RetrievalReport,
     StepDetail, StepReport, WeightTriples,
 };
-pub use pairwise::{Conflict, MixtureReport, PairwiseObjective, PairwiseOptions, PairwisePart, PairwiseReport};
+pub use pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
 pub use protocol::{CaptionProtocol, EvaluationOptions, ProtocolReport};
 pub use relevance::RelevantPairs;
 pub use top_k::{Fallback, MAX_K, Margin, Pick, Selected, TopK, TopKOptions};

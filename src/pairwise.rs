@@ -318,34 +318,3 @@ pub struct PairwiseReport {
     /// Always 0.
     pub reserved: u32,
 }
-
-/// One objective of a mixture.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PairwisePart {
-    /// Factor of its loss and gradient, finite.
-    pub weight: f64,
-    /// The objective.
-    pub objective: PairwiseObjective,
-}
-
-/// What a step of a mixture reports.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct MixtureReport {
-    /// Sum of the parts' losses times their weights.
-    pub loss: f64,
-    /// What each part would report alone; `d_scale` and `d_bias` with the part's weight, counts of rows and `overflow` those
-    /// of the whole step.
-    pub parts: Vec<PairwiseReport>,
-    /// How the parts' gradients relate, if it was asked for.
-    pub conflict: Option<Conflict>,
-}
-
-/// How the gradients of the parts of a mixture relate. The gradient of a part is that of both matrices together, weight and
-/// upstream factor included.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Conflict {
-    /// Euclidean norm of each part's gradient.
-    pub norms: Vec<f64>,
-    /// Cosine between the gradients of every two parts, row-major; 0 where one of them is 0.
-    pub cosines: Vec<f64>,
-}

@@ -1,149 +1,238 @@
-//! Mixtures of objectives over all pairs, on the CPU.
+//! Mixtures of objectives, on every backend, against the sums of their parts.
 
 mod common;
 
-use common::check::close;
-use common::data::{Kind, Matrix, ODD, TIGHT};
-use common::pairwise::{PairwiseCase, pairwise_case};
-use simgrad::cpu::{self, Cpu};
+use common::data::{Kind, Matrix, ODD, TIGHT, WIDE};
+use common::mixture::{MixtureCase, every_pairwise, parts};
+use common::pairwise::{PairwiseCase, pairwise_case, relative};
+use common::{for_each_gradient, is_cuda, on_every_backend};
+use simgrad::cpu::Cpu;
 use simgrad::{
-    Element, Error, GradientOf, MixtureReport, PairwiseObjective, PairwisePart, Result, WriteMode, reference,
+    Backend, Element, Error, GradientOf, MixtureObjective, Normalization, Objective, PairwiseObjective, PairwisePart,
+    WriteMode, reference,
 };
 
-/// Every kind at once, some of them pulling the other way.
-fn parts() -> Vec<PairwisePart> {
-    let weight = |k: usize| [1.0, -0.5, 2.0, 0.25][k % 4];
-    PairwiseObjective::ALL
-        .into_iter()
-        .enumerate()
-        .map(|(k, objective)| PairwisePart { weight: weight(k), objective })
-        .collect()
+fn case<T: Element>(shape: (usize, usize, usize), parts: Vec<PairwisePart>, seed: u64) -> MixtureCase<T> {
+    MixtureCase { batch: pairwise_case(Kind::Sphere, shape, PairwiseObjective::n_pair(), seed), parts }
 }
 
-type Mixed<G> = (Result<MixtureReport>, Matrix<G>, Matrix<G>);
-
-fn mixture<T: Element, G: GradientOf<T>>(
-    cpu: &Cpu,
-    case: &PairwiseCase<T>,
-    parts: &[PairwisePart],
-    conflict: bool,
-) -> Mixed<G> {
-    let mut dx = Matrix::<G>::poisoned(case.x.rows, case.x.cols, ODD);
-    let mut dy = Matrix::<G>::poisoned(case.y.rows, case.y.cols, ODD);
-    let options = case.options(WriteMode::Overwrite);
-    let (x, y) = (case.x.view(), case.y.view());
-    let report = cpu::pairwise_mixture(cpu, x, y, parts, &options, conflict, dx.view_mut(), dy.view_mut());
-    (report, dx, dy)
-}
-
-fn sum_cell<T: Element, G: GradientOf<T>>(relative: f64) {
-    let cpu = Cpu::with_threads(2).unwrap();
+/// All kinds of objectives over all pairs, with groups and masks.
+fn every_kind<T: Element, G: GradientOf<T>>(backend: &Backend) {
     for grouped in [false, true] {
-        let mut case = pairwise_case::<T>(Kind::Sphere, (150, 170, 24), PairwiseObjective::n_pair(), 5);
-        case.upstream = 1.5;
-        let case = if grouped { case.grouped(40) } else { case };
-        let (report, dx, dy) = mixture::<T, G>(&cpu, &case, &parts(), true);
-        let report = report.unwrap();
-        let conflict = report.conflict.as_ref().unwrap();
-        let count = parts().len();
-        let (mut want_x, mut want_y) = (vec![0.0; 150 * 24], vec![0.0; 170 * 24]);
-        let mut gradients = Vec::new();
-        let mut loss = 0.0;
-        for (k, part) in parts().into_iter().enumerate() {
-            let one = PairwiseCase { objective: part.objective, ..case.clone() };
-            let want = one.reference();
-            want_x.iter_mut().zip(&want.dx).for_each(|(a, b)| *a += part.weight * b);
-            want_y.iter_mut().zip(&want.dy).for_each(|(a, b)| *a += part.weight * b);
-            loss += part.weight * want.report.loss;
-            let got = report.parts[k];
-            assert!(
-                (got.loss - want.report.loss).abs() <= relative * (1.0 + want.report.loss.abs()),
-                "{}",
-                part.objective
-            );
-            let close = |got: f64, want: f64| (got - part.weight * want).abs() <= relative * (1.0 + want.abs());
-            assert!(
-                close(got.d_scale, want.report.d_scale) && close(got.d_bias, want.report.d_bias),
-                "{}",
-                part.objective
-            );
-            gradients.push(want.dx.into_iter().chain(want.dy).map(|v| part.weight * v).collect::<Vec<f64>>());
+        let mut mixture = case::<T>((150, 140, 24), every_pairwise(), 5);
+        mixture.batch.upstream = 1.5;
+        if grouped {
+            mixture.batch = mixture.batch.grouped(40);
+            mixture.batch.ignored =
+                Some(((0..150).map(|i| i % 7 == 3).collect(), (0..140).map(|j| j % 9 == 4).collect()));
         }
-        let largest = want_x.iter().chain(&want_y).fold(0.0f64, |a, b| a.max(b.abs()));
-        let name = format!("mixture {} grouped {grouped}", T::DTYPE);
-        close(&name, &dx.written(&name), &want_x, |_| relative * largest);
-        close(&name, &dy.written(&name), &want_y, |_| relative * largest);
-        assert!((report.loss - loss).abs() <= relative * (1.0 + loss.abs()), "{name}");
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        for a in 0..count {
-            let norm = dot(&gradients[a], &gradients[a]).sqrt();
-            assert!((conflict.norms[a] - norm).abs() <= relative * norm, "{name}: norm {a}");
-            for b in 0..count {
-                let cosine = dot(&gradients[a], &gradients[b]) / (norm * dot(&gradients[b], &gradients[b]).sqrt());
-                assert!((conflict.cosines[a * count + b] - cosine).abs() <= relative, "{name}: cosine {a} {b}");
-            }
-        }
+        let got = mixture.run::<G>(backend, true, ODD);
+        mixture.check(&format!("{} every kind, grouped {grouped}", T::DTYPE), &got, relative::<T>());
     }
 }
 
 #[test]
 fn a_mixture_is_the_sum_of_its_parts() {
-    sum_cell::<f32, f32>(2e-4);
-    sum_cell::<f64, f64>(1e-10);
+    on_every_backend(|backend| {
+        every_kind::<f32, f32>(backend);
+        every_kind::<half::bf16, f32>(backend);
+        if !is_cuda(backend) {
+            every_kind::<f64, f64>(backend);
+        }
+    });
 }
 
-#[test]
-fn one_part_of_weight_one_is_the_step_itself() {
-    let cpu = Cpu::with_threads(2).unwrap();
-    for objective in PairwiseObjective::ALL {
-        let case = pairwise_case::<f32>(Kind::Sphere, (40, 30, 8), objective, 6);
-        let (report, dx, dy) = mixture::<f32, f32>(&cpu, &case, &[PairwisePart { weight: 1.0, objective }], false);
-        let report = report.unwrap();
-        let alone = case.run::<f32>(&simgrad::Backend::Cpu(cpu.clone()), ODD);
-        assert!(dx.same_buffer(&alone.dx) && dy.same_buffer(&alone.dy), "{objective}");
-        assert_eq!((report.loss, &report.parts[..], report.conflict), (alone.report.loss, &[alone.report][..], None));
+/// A few parts of every sort, small, in every type.
+fn few<T: Element, G: GradientOf<T>>(backend: &Backend) {
+    for (at, text) in [
+        "infonce 0.5*siglip",
+        "0.25*siglip -1*supcon 2*siglip",
+        "triplet-all 0*ms-mined 0.5*circle",
+        "0.1*nca-sig infonce",
+        "supcon 0.01*hinge-con 0.02*nca-lin_ms",
+        "hinge-con 0.5*nca-sig",
+        "nca-sig_ms",
+        "0.5*lifted",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for grouped in [false, true] {
+            let mut mixture = case::<T>((23, 23, 9), parts(text), at as u64);
+            mixture.batch.upstream = -0.75;
+            if grouped {
+                mixture.batch = mixture.batch.grouped(8);
+            }
+            let got = mixture.run::<G>(backend, true, WIDE);
+            mixture.check(&format!("{} {text} grouped {grouped}", T::DTYPE), &got, relative::<T>());
+        }
     }
 }
 
 #[test]
+fn parts_of_every_sort_in_every_type() {
+    on_every_backend(|backend| for_each_gradient!(backend, few()));
+}
+
+#[test]
+fn options_go_to_the_parts_that_take_them() {
+    on_every_backend(|backend| {
+        let mut mixture = case::<f32>((30, 41, 12), parts("infonce 0.5*supcon -1*ms 2*triplet-all 0.5*siglip"), 3);
+        mixture.batch.objective = PairwiseObjective::ALL[0];
+        mixture.batch = mixture.batch.with_everything(4);
+        let got = mixture.run::<f32>(backend, true, TIGHT);
+        mixture.check("with everything", &got, relative::<f32>());
+        mixture.batch.normalization = Normalization::None;
+        let got = mixture.run::<f32>(backend, false, TIGHT);
+        mixture.check("not normalised", &got, relative::<f32>());
+    });
+}
+
+#[test]
+fn a_set_with_itself() {
+    on_every_backend(|backend| {
+        for text in ["supcon 0.5*siglip -0.25*ms-mined", "0.5*circle", "infonce supcon"] {
+            let mut mixture = case::<f32>((140, 140, 10), parts(text), 6);
+            mixture.batch.single = true;
+            mixture.batch = mixture.batch.grouped(30);
+            let got = mixture.run::<f32>(backend, true, TIGHT);
+            mixture.check(&format!("single {text}"), &got, relative::<f32>());
+        }
+    });
+}
+
+#[test]
+fn a_goal_part_meets_zero_rows_hubs_and_rows_that_are_not_finite() {
+    on_every_backend(|backend| {
+        let text = "0.1*nca-sig infonce 0.2*hinge-con";
+        let mut mixture = case::<f32>((40, 40, 6), parts(text), 11);
+        mixture.batch.x.set_row(3, |_| 0.0);
+        mixture.batch.y.set_row(9, |_| 0.0);
+        let got = mixture.run::<f32>(backend, false, TIGHT);
+        mixture.check("zero rows", &got, relative::<f32>());
+        let mut hubs = mixture.clone();
+        hubs.batch = pairwise_case(Kind::Hubs, (60, 60, 12), PairwiseObjective::n_pair(), 3);
+        let got = hubs.run::<f32>(backend, false, TIGHT);
+        hubs.check("hubs", &got, relative::<f32>());
+        mixture.batch.y.set_row(17, |k| if k == 2 { f64::NAN } else { 1.0 });
+        let got = mixture.run::<f32>(backend, false, TIGHT);
+        mixture.check("a row with a NaN", &got, relative::<f32>());
+    });
+}
+
+#[test]
+fn one_part_of_weight_one_is_the_step_itself() {
+    on_every_backend(|backend| {
+        for objective in PairwiseObjective::ALL {
+            let mixture = case::<f32>((40, 30, 8), vec![PairwisePart::new(1.0, objective)], 6);
+            let got = mixture.run::<f32>(backend, false, ODD);
+            let alone = PairwiseCase { objective, ..mixture.batch }.run::<f32>(backend, ODD);
+            assert!(got.dx.same_buffer(&alone.dx) && got.dy.same_buffer(&alone.dy), "{objective}");
+            let report = got.report.unwrap();
+            let found = (report.loss, &report.parts[..], report.conflict);
+            assert_eq!(found, (alone.report.loss, &[alone.report][..], None), "{objective}");
+        }
+    });
+}
+
+#[test]
+fn gradients_are_added_to_what_is_there_and_overflow_is_counted_in_every_report() {
+    on_every_backend(|backend| {
+        let mut mixture = case::<half::f16>((9, 9, 4), parts("infonce 0.5*siglip 0.1*hinge-con"), 2);
+        let fresh = mixture.run::<f32>(backend, false, TIGHT);
+        let start = |rows: usize| Matrix::<f32>::new(&[3.0].repeat(rows * 4), rows, 4, TIGHT);
+        let added = mixture.run_onto::<f32>(backend, false, WriteMode::Accumulate, start(9), start(9));
+        for (fresh, added) in [(&fresh.dx, &added.dx), (&fresh.dy, &added.dy)] {
+            let pairs = fresh.written("fresh").into_iter().zip(added.written("added"));
+            pairs.for_each(|(f, a)| assert!((f + 3.0 - a).abs() <= 1e-6 * (3.0 + f.abs()), "{f} {a}"));
+        }
+        mixture.batch.upstream = 1e9;
+        let got = mixture.run::<half::f16>(backend, false, TIGHT);
+        let infinite = |m: &Matrix<half::f16>| m.written("gradient").iter().filter(|v| v.is_infinite()).count();
+        let count = infinite(&got.dx) + infinite(&got.dy);
+        let reports = got.report.unwrap().parts;
+        assert!(count > 0 && reports.iter().all(|r| r.overflow as usize == count), "{count} {reports:?}");
+    });
+}
+
+#[test]
+fn empty_sets_have_gradient_zero() {
+    on_every_backend(|backend| {
+        for shape in [(0, 0, 4), (3, 0, 4), (0, 3, 4)] {
+            let mixture = case::<f32>(shape, every_pairwise(), 1);
+            let got = mixture.run::<f32>(backend, true, TIGHT);
+            mixture.check("empty", &got, relative::<f32>());
+        }
+        let mixture = case::<f32>((0, 0, 4), parts("infonce hinge-con"), 1);
+        mixture.check("no pairs", &mixture.run::<f32>(backend, true, TIGHT), relative::<f32>());
+        let one = case::<f32>((1, 1, 4), parts("infonce hinge-con"), 1);
+        one.check("one pair", &one.run::<f32>(backend, true, TIGHT), relative::<f32>());
+    });
+}
+
+#[test]
 fn every_number_of_threads_gives_the_same_bits() {
-    let case = pairwise_case::<f32>(Kind::Sphere, (500, 600, 16), PairwiseObjective::n_pair(), 7);
-    let [one, three] =
-        [1, 3].map(|threads| mixture::<f32, f32>(&Cpu::with_threads(threads).unwrap(), &case, &parts(), false));
-    assert_eq!(one.0, three.0);
-    assert!(one.1.same_buffer(&three.1) && one.2.same_buffer(&three.2));
+    let all = [every_pairwise(), parts("0.3*nca-sig_ms hinge-con")].concat();
+    let mixture = case::<f32>((500, 500, 16), all, 7);
+    let run = |threads| mixture.run::<f32>(&Backend::Cpu(Cpu::with_threads(threads).unwrap()), false, ODD);
+    let (one, three) = (run(1), run(3));
+    assert_eq!(one.report, three.report);
+    assert!(one.dx.same_buffer(&three.dx) && one.dy.same_buffer(&three.dy));
 }
 
 #[test]
 fn what_is_wrong_with_a_mixture_is_named() {
-    let cpu = Cpu::with_threads(1).unwrap();
-    let case = pairwise_case::<f32>(Kind::Sphere, (3, 4, 5), PairwiseObjective::n_pair(), 8);
-    let refused = |case: &PairwiseCase<f32>, parts: &[PairwisePart], arg: &str| {
-        let (got, dx, dy) = mixture::<f32, f32>(&cpu, case, parts, false);
-        let untouched = (Matrix::<f32>::poisoned(3, 5, ODD), Matrix::<f32>::poisoned(4, 5, ODD));
-        assert!(dx.same_buffer(&untouched.0) && dy.same_buffer(&untouched.1), "{arg}: something was written");
-        match got {
-            Err(Error::InvalidOption { op: "pairwise_mixture", arg: named, .. }) => assert_eq!(named, arg),
-            other => panic!("{arg}: {other:?}"),
-        }
-    };
-    let objective = PairwiseObjective::SigLip { scale: 1.0, bias: 0.0 };
-    refused(&case, &[], "parts");
-    refused(&case, &[PairwisePart { weight: f64::NAN, objective }], "parts.weight");
-    let bad = PairwiseObjective::SigLip { scale: 1.0, bias: f64::NAN };
-    refused(
-        &case,
-        &[PairwisePart { weight: 1.0, objective }, PairwisePart { weight: 1.0, objective: bad }],
-        "objective.bias",
-    );
-    let corrected = PairwiseCase { log_q: Some(vec![0.0; 4]), ..case.clone() };
-    refused(&corrected, &[PairwisePart { weight: 1.0, objective }], "options.log_q");
-    let infonce = PairwisePart { weight: 1.0, objective: PairwiseObjective::InfoNce { scale: 1.0 } };
-    let both = mixture::<f32, f32>(&cpu, &corrected, &[PairwisePart { weight: 1.0, objective }, infonce], false);
-    assert!(both.0.is_ok());
+    on_every_backend(|backend| {
+        let refused = |mixture: &MixtureCase<f32>, arg: &str| {
+            let got = mixture.run::<f32>(backend, false, ODD);
+            let batch = &mixture.batch;
+            let rows = if batch.single { 0 } else { batch.y.rows };
+            let untouched =
+                [(batch.x.rows, &got.dx), (rows, &got.dy)].map(|(n, m)| m.same_buffer(&Matrix::poisoned(n, 5, ODD)));
+            assert_eq!(untouched, [true; 2], "{arg}: something was written");
+            let wanted = if batch.single { "pairwise_mixture_single" } else { "pairwise_mixture" };
+            match got.report {
+                Err(Error::InvalidOption { op, arg: named, .. } | Error::ShapeMismatch { op, arg: named, .. }) => {
+                    assert_eq!((op, named), (wanted, arg));
+                }
+                other => panic!("{arg}: {other:?}"),
+            }
+        };
+        let with = |parts: &[PairwisePart]| case::<f32>((4, 4, 5), parts.to_vec(), 8);
+        refused(&with(&[]), "parts");
+        refused(&with(&[PairwisePart::new(f64::NAN, PairwiseObjective::ALL[1])]), "parts.weight");
+        let bad = PairwisePart::new(1.0, PairwiseObjective::SigLip { scale: 1.0, bias: f64::NAN });
+        refused(&with(&[parts("siglip"), vec![bad]].concat()), "objective.bias");
+        let mut corrected = with(&parts("siglip hinge-con"));
+        corrected.batch.log_q = Some(vec![0.0; 4]);
+        refused(&corrected, "options.log_q");
+        corrected.parts = parts("siglip infonce hinge-con");
+        corrected.check("one of them takes it", &corrected.run::<f32>(backend, false, ODD), relative::<f32>());
+
+        let goal = parts("infonce hinge-con");
+        refused(&case::<f32>((4, 3, 5), goal.clone(), 8), "y.rows");
+        let mut single = with(&goal);
+        single.batch.single = true;
+        refused(&single, "parts.objective");
+        let mut masked = with(&goal);
+        masked.batch.ignored = Some((vec![false; 4], vec![false; 4]));
+        refused(&masked, "options.ignore_rows");
+        let mut weighted = with(&goal);
+        weighted.batch.weights = Some((vec![1.0; 4], vec![1.0; 4]));
+        refused(&weighted, "options.row_weights");
+    });
 }
 
-/// The reference that the sums are compared with knows of no mixtures; that it differs from part to part is seen here.
+#[test]
+fn names_are_taken_back() {
+    let all = PairwiseObjective::ALL.into_iter().map(MixtureObjective::from);
+    for objective in all.chain(Objective::all().into_iter().map(MixtureObjective::from)) {
+        assert_eq!(objective.to_string().parse::<MixtureObjective>(), Ok(objective));
+    }
+    assert!(matches!("clip".parse::<MixtureObjective>(), Err(Error::InvalidOption { arg: "name", .. })));
+}
+
+/// The references that the sums are made of know of no mixtures; that they differ from part to part is seen here.
 #[test]
 fn the_parts_differ() {
     let case = pairwise_case::<f64>(Kind::Sphere, (12, 12, 6), PairwiseObjective::n_pair(), 9);

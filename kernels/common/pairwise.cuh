@@ -18,6 +18,57 @@
 #include "common/reduce.cuh"
 #include "params/pairwise.h"
 
+// Tiles of f32 that one launch stores and another loads. Tile t lies at elements [kTileElements t, ...), and in it what a
+// thread of the tile engine holds of rows 2 a, 2 a + 1 and columns 2 b, 2 b + 1 as chunk 4 a + b of 16 bytes, the chunks
+// of the block's threads beside each other: every access is whole sectors, and the registers are those it came from.
+constexpr uint32_t kTileElements = kTile * kTile;
+
+__device__ __forceinline__ float4* tile_chunk(float* tiles, uint64_t tile, const TileThread& t, int a, int b) {
+    return reinterpret_cast<float4*>(tiles + tile * kTileElements) + (4 * a + b) * kTileThreads + t.index;
+}
+__device__ __forceinline__ void store_tile(float* tiles, uint64_t tile, const TileThread& t, const float (&acc)[4][4][4]) {
+#pragma unroll
+    for (int a = 0; a < 4; ++a) {
+#pragma unroll
+        for (int b = 0; b < 4; ++b) {
+            *tile_chunk(tiles, tile, t, a, b) = make_float4(acc[a][b][0], acc[a][b][1], acc[a][b][2], acc[a][b][3]);
+        }
+    }
+}
+__device__ __forceinline__ void load_tile(float* tiles, uint64_t tile, const TileThread& t, float (&acc)[4][4][4]) {
+#pragma unroll
+    for (int a = 0; a < 4; ++a) {
+#pragma unroll
+        for (int b = 0; b < 4; ++b) {
+            const float4 v = *tile_chunk(tiles, tile, t, a, b);
+            acc[a][b][0] = v.x, acc[a][b][1] = v.y, acc[a][b][2] = v.z, acc[a][b][3] = v.w;
+        }
+    }
+}
+__device__ __forceinline__ void add_tile(float* tiles, uint64_t tile, const TileThread& t, float (&acc)[4][4][4]) {
+#pragma unroll
+    for (int a = 0; a < 4; ++a) {
+#pragma unroll
+        for (int b = 0; b < 4; ++b) {
+            const float4 v = *tile_chunk(tiles, tile, t, a, b);
+            acc[a][b][0] += v.x, acc[a][b][1] += v.y, acc[a][b][2] += v.z, acc[a][b][3] += v.w;
+        }
+    }
+}
+
+// Whether the sweep computes similarities at all.
+__device__ __forceinline__ bool computes(const PairwiseTiles& p) { return p.keep <= kKeepStore; }
+
+// From the products of a tile, where there are any, to its similarities.
+__device__ __forceinline__ void similarities(const PairwiseTiles& p, const TileThread& t, float (&acc)[4][4][4],
+                                             uint32_t row0, uint32_t col0) {
+    const uint64_t tile = uint64_t(row0 / kTile - p.first_kept) * tiles_of(p.m) + col0 / kTile;
+    if (p.keep == kKeepLoad) return load_tile(p.kept, tile, t, acc);
+    if (p.keep == kKeepSkip) return;
+    scale_tile(acc, t, p.inv_x, p.inv_y, row0, col0, p.n, p.m);
+    if (p.keep == kKeepStore) store_tile(p.kept, tile, t, acc);
+}
+
 constexpr float kLog2E = 1.4426950408889634f;
 
 // 2^x, relative error 2^-22; results below 2^-126 become 0.

@@ -11,6 +11,17 @@ constexpr uint32_t kFormTriplet = 4;      // margin
 constexpr uint32_t kFormContrastive = 5;  // positive margin, negative margin
 constexpr uint32_t kFormLifted = 6;       // positive margin, negative margin
 constexpr uint32_t kFormRanked = 7;       // alpha, alpha - margin, temperature log2(e), balance
+constexpr uint32_t kFormGoal = 8;         // none: a weight for one negative of every row and column (kernels/goal.cu)
+
+// What a sweep does with the similarities of a tile.
+constexpr uint32_t kKeepNothing = 0;  // computes them
+constexpr uint32_t kKeepStore = 1;    // computes and stores them
+constexpr uint32_t kKeepLoad = 2;     // loads what an earlier sweep has stored
+constexpr uint32_t kKeepSkip = 3;     // needs none
+
+// What becomes of the weights of one part of a mixture.
+constexpr uint32_t kMixAdd = 1;   // those of earlier parts are added
+constexpr uint32_t kMixKeep = 2;  // they are kept for a later part, not written to W
 
 constexpr uint32_t kPairConstants = 6;
 constexpr uint32_t kSetPlanes = 6;       // of a set's partial state, common/pairwise.cuh
@@ -35,6 +46,7 @@ struct PairwiseTiles {
     const float* pos;            // (min(n, m)), S[i, i]; kFormTriplet only
     const float* lowest;         // (n), smallest positive similarity of a row; kFormMulti with a miner only, else null
     const float* highest;        // (n), largest negative similarity of a row; the same
+    float* kept;                 // similarities, tile after tile, common/pairwise.cuh; kKeepStore and kKeepLoad only
     int64_t ldx;                 // elements
     int64_t ldy;                 // elements
     uint32_t n;
@@ -44,8 +56,10 @@ struct PairwiseTiles {
     uint32_t single;             // 1: rows and columns are one set, without the diagonal
     uint32_t single_positive;    // 1: the own pair is the only positive
     float c[kPairConstants];
+    uint32_t keep;               // kKeep*
+    uint32_t first_kept;         // row of tiles that `kept` begins with
 };
-static_assert(sizeof(PairwiseTiles) == 160, "keep in step with src/cuda/pairwise_params.rs");
+static_assert(sizeof(PairwiseTiles) == 176, "keep in step with src/cuda/pairwise_params.rs");
 
 struct PairwiseStatsParams {
     PairwiseTiles tiles;
@@ -59,7 +73,7 @@ struct PairwiseStatsParams {
     uint32_t extremes;            // 1: max of each set (of -s for positives) and nothing else
     uint32_t pad_;
 };
-static_assert(sizeof(PairwiseStatsParams) == 216, "keep in step with src/cuda/pairwise_params.rs");
+static_assert(sizeof(PairwiseStatsParams) == 232, "keep in step with src/cuda/pairwise_params.rs");
 
 struct PairwiseExtremesParams {
     const uint32_t* neg_parts;  // (kSetPlanes, splits, n)
@@ -149,8 +163,9 @@ struct PairwiseWeightsParams {
     PairwiseTiles tiles;
     const float* row_coefficients;  // (kRowPlanes, n)
     const float* col_coefficients;  // (kColPlanes, m), both sides only
-    const PairwiseScale* scale;
+    const PairwiseScale* scale;     // null: 1
     void* w;                        // (wave rows, ldw): bf16 for 16-bit T, else f32; whole tiles are written
+    float* mixed;                   // the wave's sum of the parts' weights, tile after tile; null unless kMix* says so
     float* diagonal;                // (min(n, m)), weights of own pairs that are positive, which W does not hold
     double* sums;                   // (grid, kWaveSums)
     uint32_t* row_flags;            // (n), 0 on entry: 1 is written for rows with a positive; kFormSigLip only
@@ -161,8 +176,10 @@ struct PairwiseWeightsParams {
     uint32_t end_tile;
     uint32_t row_splits;
     uint32_t col_splits;
+    float share;                    // factor of this part's weights, but not of sums
+    uint32_t mix;                   // kMix* or 0
 };
-static_assert(sizeof(PairwiseWeightsParams) == 256, "keep in step with src/cuda/pairwise_params.rs");
+static_assert(sizeof(PairwiseWeightsParams) == 288, "keep in step with src/cuda/pairwise_params.rs");
 
 struct PairwiseGradParams {
     const void* w;         // (wave rows, ldw), whole tiles
@@ -223,5 +240,26 @@ struct PairwiseFinishParams {
     uint32_t n;
     uint32_t m;
     uint32_t of_weights;     // 1: the report's loss is the sum of W S with the factors, its mean the sums' too
+    uint32_t more_reports;   // reports behind the first that are to have the overflow too
+    uint32_t pad_;
 };
-static_assert(sizeof(PairwiseFinishParams) == 304, "keep in step with src/cuda/pairwise_params.rs");
+static_assert(sizeof(PairwiseFinishParams) == 312, "keep in step with src/cuda/pairwise_params.rs");
+
+// One part of a mixture.
+struct PairwiseMixtureReportParams {
+    const float* upstream;   // one element, or null: 1
+    const double* sums;      // (sums_count, kWaveSums) of the waves
+    const uint32_t* row_flags;  // as in PairwiseWeightsParams; null: the report has its loss and counts already
+    const uint32_t* col_flags;
+    const unsigned long long* counts;
+    const void* goal;        // StepReport of a GOAL objective, or null
+    PairwiseReport* report;
+    double per_scale;        // as in PairwiseFinishParams
+    double per_bias;
+    double share;            // the part's weight
+    float factor;            // beside upstream
+    uint32_t sums_count;
+    uint32_t n;
+    uint32_t m;
+};
+static_assert(sizeof(PairwiseMixtureReportParams) == 96, "keep in step with src/cuda/pairwise_params.rs");

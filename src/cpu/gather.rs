@@ -41,7 +41,8 @@ impl<A: Real> Terms<A> {
         Self { offsets, terms }
     }
 
-    fn of(&self, target: usize) -> &[(u32, A)] {
+    /// `(source, weight)` of a target's terms.
+    pub(super) fn of(&self, target: usize) -> &[(u32, A)] {
         &self.terms[self.offsets[target]..self.offsets[target + 1]]
     }
 }

@@ -15,7 +15,7 @@ use crate::dtype::{Accum, Element, GradientOf};
 use crate::error::Result;
 use crate::matrix::{MatMut, MatRef};
 use crate::objective::{Objective, PairWeight};
-use crate::options::{Normalization, StepOptions};
+use crate::options::{Groups, Normalization, StepOptions};
 use crate::outputs::{AnchorDetail, NONE, StepDetail, StepReport};
 
 /// Anchors per piece of work when they are weighed.
@@ -232,6 +232,22 @@ fn weigh<T: Element>(
     let [it, ti] = weighing.anchors(cpu, &found);
     drop(positives);
     Weighed { found, it, ti, positive }
+}
+
+/// The weight matrix of a step by rows, times `upstream` and the reduction's factor, and what there is to report of it but
+/// facts about rows. Weights of 0 are left out.
+pub(super) fn weight_matrix<T: Element>(
+    cpu: &Cpu,
+    x: Rows<'_, T>,
+    y: Rows<'_, T>,
+    objective: &Objective,
+    groups: Option<Groups<'_>>,
+    upstream: f64,
+) -> (Terms<T::Acc>, StepReport) {
+    let options = StepOptions { groups, ..StepOptions::default() };
+    let Weighed { found, it, ti, positive } = weigh(cpu, x, y, objective, &options, false);
+    let [by_row, _] = weights(&found, &it, &ti, upstream * objective.reduction_factor(positive.len()), true);
+    (by_row, report(objective, &positive, &found, &it, &ti))
 }
 
 /// A step, and what led to it; `second` asks for the second-best values.

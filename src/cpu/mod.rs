@@ -41,7 +41,9 @@ pub use cosine_matrix::cosine_matrix;
 pub use goal::{goal_step, goal_step_detail};
 pub use mine::mine;
 pub use mined_triplet::mined_triplet_step;
-pub use pairwise::{pairwise_mixture, pairwise_step, pairwise_step_custom, pairwise_step_single};
+pub use pairwise::{
+    pairwise_mixture, pairwise_mixture_single, pairwise_step, pairwise_step_custom, pairwise_step_single,
+};
 pub use pool::Cpu;
 pub use positive_ranks::positive_ranks;
 pub use ranks::{ranks, recall};

@@ -13,10 +13,11 @@ use super::launch::{launch, params};
 use super::memory_bank::BankPushParams;
 use super::mine::MineParams;
 use super::mined_triplet::{self, MinedTripletParams, MinedTripletPart};
+use super::pairwise_conflict::{self, PairwiseConflictParams};
 use super::pairwise_custom_params::{self, CustomAnchorsParams, CustomPairs, CustomStatsParams, CustomWeightsParams};
 use super::pairwise_params::{
     self, PairwiseBlock, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide,
-    PairwiseGradParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
+    PairwiseGradParams, PairwiseMixtureReportParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
 };
 use super::plan;
 use super::positive_ranks::PositiveRanksParams;
@@ -79,6 +80,8 @@ pub fn host_layout() -> Vec<u32> {
         PairwiseGradParams::LAYOUT,
         PairwiseFinishSide::LAYOUT,
         PairwiseFinishParams::LAYOUT,
+        PairwiseMixtureReportParams::LAYOUT,
+        PairwiseConflictParams::LAYOUT,
         CustomPairs::LAYOUT,
         CustomStatsParams::LAYOUT,
         CustomAnchorsParams::LAYOUT,
@@ -189,6 +192,8 @@ fn constants() -> Vec<u32> {
     ];
     out.extend(pairwise.map(|count| count as u32));
     out.extend(pairwise_params::FORMS.map(|form| form as u32));
+    out.extend(pairwise_params::KEEPS.map(|keep| keep as u32));
+    out.extend([pairwise_params::MIX_ADD, pairwise_params::MIX_KEEP, pairwise_conflict::THREADS as u32]);
     out.push(mined_triplet::THREADS);
     // Two factors, f32.
     out.push(8);

@@ -17,7 +17,9 @@ pub use super::host_evaluation::positive_ranks;
 use super::host_memory::{Buffer, Session, write_rows};
 pub use super::host_mined_triplet::mined_triplet_step;
 pub use super::host_mining::{cosine_matrix, mine, ranks, recall};
-pub use super::host_pairwise::{pairwise_step, pairwise_step_custom, pairwise_step_single};
+pub use super::host_pairwise::{
+    pairwise_mixture, pairwise_mixture_single, pairwise_step, pairwise_step_custom, pairwise_step_single,
+};
 pub use super::host_top_k::{mine_top_k, mine_top_k_with_bank};
 use super::kernels::Kernels;
 use super::probe::open_context;

@@ -1,4 +1,4 @@
-//! The step over all pairs, on matrices in host memory; see [`host`](super::host).
+//! The step over all pairs, of one objective and of a mixture, on matrices in host memory; see [`host`](super::host).
 
 use super::compiled_expression::CompiledExpression;
 use super::descriptor::RawBuf;
@@ -6,18 +6,18 @@ use super::gather::RawUpstream;
 use super::goal_plan::RawGroups;
 use super::host::{Cuda, upload_groups};
 use super::host_memory::{Buffer, Session, write_rows};
-use super::pairwise::pairwise_step_raw;
+use super::pairwise_conflict::pairwise_conflict_len;
 use super::pairwise_custom::pairwise_step_custom_raw;
 use super::pairwise_custom_plan::{OP as OP_CUSTOM, RawPairwiseCustom, pairwise_custom_workspace_bytes};
-use super::pairwise_plan::{
-    OP, OP_SINGLE, PAIRWISE_WAVE_BYTES, RawPairwiseStep, pairwise_single_workspace_bytes, pairwise_workspace_bytes,
-};
+use super::pairwise_mixture::{RawPairwiseMixture, enqueue_raw};
+use super::pairwise_plan::{Grant, Kind, PAIRWISE_WAVE_BYTES, workspace_bytes};
 use crate::check;
 use crate::dtype::{Element, GradientOf};
 use crate::error::Result;
 use crate::expression::Expression;
 use crate::matrix::{MatMut, MatRef};
-use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwisePart, PairwiseReport};
+use crate::mixture::{Conflict, MixtureReport, PairwisePart};
+use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
 
 /// As [`crate::cpu::pairwise_step`].
 ///
@@ -33,7 +33,7 @@ pub fn pairwise_step<T: Element, G: GradientOf<T>>(
     dx: MatMut<'_, G>,
     dy: MatMut<'_, G>,
 ) -> Result<PairwiseReport> {
-    step(cuda, OP, x, Some(y), objective, options, dx, Some(dy))
+    one(cuda, x, Some(y), objective, options, dx, Some(dy))
 }
 
 /// As [`crate::cpu::pairwise_step_single`].
@@ -47,7 +47,57 @@ pub fn pairwise_step_single<T: Element, G: GradientOf<T>>(
     options: &PairwiseOptions<'_>,
     dx: MatMut<'_, G>,
 ) -> Result<PairwiseReport> {
-    step(cuda, OP_SINGLE, x, None, objective, options, dx, None)
+    one(cuda, x, None, objective, options, dx, None)
+}
+
+/// As [`crate::cpu::pairwise_mixture`]. Similarities of up to 1 GiB are kept.
+///
+/// # Errors
+/// As [`pairwise_step`].
+#[allow(clippy::too_many_arguments)]
+pub fn pairwise_mixture<T: Element, G: GradientOf<T>>(
+    cuda: &Cuda,
+    x: MatRef<'_, T>,
+    y: MatRef<'_, T>,
+    parts: &[PairwisePart],
+    options: &PairwiseOptions<'_>,
+    conflict: bool,
+    dx: MatMut<'_, G>,
+    dy: MatMut<'_, G>,
+) -> Result<MixtureReport> {
+    let (reports, conflict) = step(cuda, Kind::Mixture, x, Some(y), parts, options, conflict, dx, Some(dy))?;
+    Ok(MixtureReport::new(parts, reports, conflict))
+}
+
+/// As [`crate::cpu::pairwise_mixture_single`]. Similarities of up to 1 GiB are kept.
+///
+/// # Errors
+/// As [`pairwise_step`].
+pub fn pairwise_mixture_single<T: Element, G: GradientOf<T>>(
+    cuda: &Cuda,
+    x: MatRef<'_, T>,
+    parts: &[PairwisePart],
+    options: &PairwiseOptions<'_>,
+    conflict: bool,
+    dx: MatMut<'_, G>,
+) -> Result<MixtureReport> {
+    let (reports, conflict) = step(cuda, Kind::Mixture, x, None, parts, options, conflict, dx, None)?;
+    Ok(MixtureReport::new(parts, reports, conflict))
+}
+
+/// A step of one objective.
+fn one<T: Element, G: GradientOf<T>>(
+    cuda: &Cuda,
+    x: MatRef<'_, T>,
+    y: Option<MatRef<'_, T>>,
+    objective: &PairwiseObjective,
+    options: &PairwiseOptions<'_>,
+    dx: MatMut<'_, G>,
+    dy: Option<MatMut<'_, G>>,
+) -> Result<PairwiseReport> {
+    let part = PairwisePart::new(1.0, *objective);
+    let (reports, _) = step(cuda, Kind::Step, x, y, &[part], options, false, dx, dy)?;
+    Ok(reports.first().copied().unwrap_or_default())
 }
 
 /// As [`crate::cpu::pairwise_step_custom`], for objectives that are written as text; an expression is compiled when it is met
@@ -127,42 +177,43 @@ fn raw(buffer: &Option<Buffer>, len: usize) -> RawBuf {
     buffer.as_ref().map_or(RawBuf::NULL, |b| b.raw(len))
 }
 
+/// Reports of the parts; with `conflict`, also how their gradients relate.
 #[allow(clippy::too_many_arguments)]
 fn step<T: Element, G: GradientOf<T>>(
     cuda: &Cuda,
-    op: &'static str,
+    kind: Kind,
     x: MatRef<'_, T>,
     y: Option<MatRef<'_, T>>,
-    objective: &PairwiseObjective,
+    parts: &[PairwisePart],
     options: &PairwiseOptions<'_>,
+    conflict: bool,
     mut dx: MatMut<'_, G>,
     mut dy: Option<MatMut<'_, G>>,
-) -> Result<PairwiseReport> {
+) -> Result<(Vec<PairwiseReport>, Option<Conflict>)> {
     let (xs, ys) = ((x.rows(), x.cols()), y.map_or((x.rows(), x.cols()), |y| (y.rows(), y.cols())));
     let dxs = (dx.rows(), dx.cols());
     let dys = dy.as_ref().map_or(ys, |dy| (dy.rows(), dy.cols()));
-    let part = PairwisePart { weight: 1.0, objective: *objective };
-    check::pairwise_step(op, xs, ys, &[part], &options.into(), dxs, dys)?;
+    let op = kind.op(y.is_none());
+    check::pairwise_step(op, xs, ys, y.is_none(), parts, &options.into(), dxs, dys)?;
     let session = Session::begin(op, cuda)?;
     session.require_supported("x", T::DTYPE)?;
     let ((n, d), m) = (xs, ys.0);
-    let normalization = options.normalization;
-    let bytes = match y {
-        Some(_) => pairwise_workspace_bytes(n, m, d, T::DTYPE, objective, normalization, PAIRWISE_WAVE_BYTES),
-        None => pairwise_single_workspace_bytes(n, d, T::DTYPE, objective, normalization, PAIRWISE_WAVE_BYTES),
-    }?;
+    let keep_bytes = if kind == Kind::Mixture { PAIRWISE_WAVE_BYTES } else { 0 };
+    let grant = Grant { wave_bytes: PAIRWISE_WAVE_BYTES, keep_bytes };
+    let bytes = workspace_bytes(kind, n, y.map(|_| m), d, T::DTYPE, parts, options.normalization, grant, conflict)?;
     let (_x, x) = session.upload_mat(x)?;
     let y = y.map(|y| session.upload_mat(y)).transpose()?;
     let arrays = Arrays::upload(&session, options)?;
     let (dx_buffer, raw_dx) = session.result_mat(dx.as_ref(), options.write)?;
     let dy_result = dy.as_ref().map(|dy| session.result_mat(dy.as_ref(), options.write)).transpose()?;
-    let report = session.alloc_of::<PairwiseReport>(1)?;
+    let reports = session.alloc_of::<PairwiseReport>(parts.len())?;
+    let relation = if conflict { Some(session.alloc_of::<f64>(pairwise_conflict_len(parts.len()))?) } else { None };
     let workspace = session.alloc(bytes)?;
-    let args = RawPairwiseStep {
+    let args = RawPairwiseMixture {
         x,
         y: y.as_ref().map(|(_, raw)| *raw),
-        objective,
-        normalization,
+        parts,
+        normalization: options.normalization,
         groups: arrays.groups.as_ref().map(|[rows, cols]| RawGroups { rows: rows.raw(n), cols: cols.raw(m) }),
         ignore_rows: raw(&arrays.masks[0], n),
         ignore_cols: raw(&arrays.masks[1], m),
@@ -173,13 +224,21 @@ fn step<T: Element, G: GradientOf<T>>(
         write: options.write,
         dx: raw_dx,
         dy: dy_result.as_ref().map(|(_, raw)| *raw),
-        report: report.raw(1),
-        wave_bytes: PAIRWISE_WAVE_BYTES,
+        reports: reports.raw(parts.len()),
+        conflict: raw(&relation, pairwise_conflict_len(parts.len())),
+        wave_bytes: grant.wave_bytes,
+        keep_bytes: grant.keep_bytes,
         workspace: workspace.workspace(),
     };
     // SAFETY: the buffers live until the session has waited for the stream.
-    unsafe { pairwise_step_raw(cuda.kernels(), cuda.stream(), &args) }?;
-    let report = session.download_vec::<PairwiseReport>(&report, 1)?[0];
+    unsafe { enqueue_raw(kind, cuda.kernels(), cuda.stream(), &args) }?;
+    let reports = session.download_vec::<PairwiseReport>(&reports, parts.len())?;
+    let relation = relation.map(|buffer| -> Result<Conflict> {
+        let mut norms = session.download_vec::<f64>(&buffer, pairwise_conflict_len(parts.len()))?;
+        let cosines = norms.split_off(parts.len());
+        Ok(Conflict { norms, cosines })
+    });
+    let relation = relation.transpose()?;
     let new_dx = session.fetch(&dx_buffer, &dx)?;
     let new_dy = match (&dy_result, &dy) {
         (Some((buffer, _)), Some(dy)) => session.fetch(buffer, dy)?,
@@ -189,5 +248,5 @@ fn step<T: Element, G: GradientOf<T>>(
     if let Some(dy) = &mut dy {
         write_rows(&new_dy, dy);
     }
-    Ok(report)
+    Ok((reports, relation))
 }

@@ -75,6 +75,7 @@ pub(crate) const IMAGES: &[Image] = &[
     ),
     image!("mined_triplet", ["mined_triplet_weigh", "mined_triplet_finish"]),
     image!("pairwise", ["pairwise_extremes", "pairwise_finalize"]),
+    image!("pairwise_conflict", ["pairwise_conflict_dots", "pairwise_conflict_finish"]),
     image!(
         "pairwise_finish",
         [
@@ -93,6 +94,7 @@ pub(crate) const IMAGES: &[Image] = &[
             "pairwise_grad_bf16" => TILE_SHARED_BYTES,
         ]
     ),
+    image!("pairwise_mixture", ["pairwise_mixture_report"]),
     image!(
         "pairwise_stats",
         [

@@ -41,11 +41,14 @@ mod mined_triplet;
 mod mined_triplet_device;
 mod nvrtc;
 mod pairwise;
+mod pairwise_conflict;
 mod pairwise_custom;
 mod pairwise_custom_params;
 mod pairwise_custom_plan;
 mod pairwise_custom_step;
+mod pairwise_goal;
 mod pairwise_gradient;
+mod pairwise_mixture;
 mod pairwise_params;
 mod pairwise_plan;
 mod pairwise_step;
@@ -75,8 +78,13 @@ pub use mine::{DeviceHardest, DeviceMineOptions, DeviceMined, mine, mine_workspa
 pub use mined_triplet::mined_triplet_workspace_bytes;
 pub use mined_triplet_device::mined_triplet_step;
 pub use pairwise::{DevicePairwiseOptions, pairwise_step, pairwise_step_single};
+pub use pairwise_conflict::pairwise_conflict_len;
 pub use pairwise_custom::pairwise_step_custom;
 pub use pairwise_custom_plan::pairwise_custom_workspace_bytes;
+pub use pairwise_mixture::{
+    pairwise_mixture, pairwise_mixture_single, pairwise_mixture_single_workspace_bytes,
+    pairwise_mixture_workspace_bytes,
+};
 pub use pairwise_plan::{PAIRWISE_WAVE_BYTES, pairwise_single_workspace_bytes, pairwise_workspace_bytes};
 pub use positive_ranks::{DeviceRelevant, positive_ranks, positive_ranks_workspace_bytes};
 pub use probe::{DeviceFacts, driver_present, open_context};
@@ -104,6 +112,7 @@ pub mod raw {
     pub use super::pairwise::pairwise_step_raw as pairwise_step;
     pub use super::pairwise_custom::pairwise_step_custom_raw as pairwise_step_custom;
     pub use super::pairwise_custom_plan::RawPairwiseCustom;
+    pub use super::pairwise_mixture::{RawPairwiseMixture, pairwise_mixture_raw as pairwise_mixture};
     pub use super::pairwise_plan::RawPairwiseStep;
     pub use super::positive_ranks::{RawPositiveRanks, RawRelevant, positive_ranks_raw as positive_ranks};
     pub use super::ranks::{RawRanks, ranks_raw as ranks};

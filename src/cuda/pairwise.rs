@@ -5,13 +5,14 @@ use cudarc::driver::{CudaStream, CudaView, CudaViewMut, SyncOnDrop};
 use super::descriptor::RawBuf;
 use super::goal::DeviceGroups;
 use super::kernels::Kernels;
-use super::pairwise_plan::{OP, OP_SINGLE, PAIRWISE_WAVE_BYTES, RawPairwiseStep, check_arguments};
-use super::pairwise_step::Step;
+use super::pairwise_mixture::{RawPairwiseMixture, enqueue_raw};
+use super::pairwise_plan::{Kind, PAIRWISE_WAVE_BYTES, RawPairwiseStep};
 use super::scope::Scope;
 use super::tensor::{Binder, DeviceElement, DeviceMat, DeviceMatMut};
 use super::weighted_grad::Upstream;
 use crate::dtype::GradientOf;
 use crate::error::Result;
+use crate::mixture::PairwisePart;
 use crate::options::{Normalization, WriteMode};
 use crate::pairwise::{PairwiseObjective, PairwiseReport};
 
@@ -24,11 +25,9 @@ use crate::pairwise::{PairwiseObjective, PairwiseReport};
 /// # Safety
 /// Every buffer is valid on the stream's device for its extent until the enqueued work has run.
 pub unsafe fn pairwise_step_raw(kernels: &Kernels, stream: &CudaStream, a: &RawPairwiseStep<'_>) -> Result<()> {
-    let plan = check_arguments(a)?;
-    kernels.check_stream(a.op(), stream)?;
-    let _scope = Scope::enter(a.op(), stream.context())?;
+    let parts = [PairwisePart::new(1.0, *a.objective)];
     // SAFETY: by the caller's promise.
-    unsafe { Step { a, plan: &plan, base: a.workspace.ptr }.launch(kernels, stream) }
+    unsafe { enqueue_raw(Kind::Step, kernels, stream, &a.as_mixture(&parts)) }
 }
 
 /// Options of [`pairwise_step`]; see [`PairwiseOptions`](crate::PairwiseOptions).
@@ -55,6 +54,10 @@ pub struct DevicePairwiseOptions<'a> {
     /// The most bytes of the workspace that hold weights at a time; see
     /// [`pairwise_workspace_bytes`](super::pairwise_workspace_bytes). Default: [`PAIRWISE_WAVE_BYTES`].
     pub wave_bytes: usize,
+    /// The most bytes of the workspace that hold all similarities, 4 bytes for each, so that they are computed once instead
+    /// of in every sweep: one product less for most objectives, two with a miner; the results have the same bits. If they
+    /// need more, there is no such memory. Default: 0.
+    pub keep_bytes: usize,
 }
 
 impl Default for DevicePairwiseOptions<'_> {
@@ -70,6 +73,7 @@ impl Default for DevicePairwiseOptions<'_> {
             col_weights: None,
             log_q: None,
             wave_bytes: PAIRWISE_WAVE_BYTES,
+            keep_bytes: 0,
         }
     }
 }
@@ -78,8 +82,8 @@ impl Default for DevicePairwiseOptions<'_> {
 /// `W = dL/dS`, through the normalisation.
 ///
 /// `x` and `dx` are `(n, d)`, `y` and `dy` `(m, d)`; `report` has one element, `workspace`
-/// [`pairwise_workspace_bytes`](super::pairwise_workspace_bytes) bytes for the same `wave_bytes`, whose contents do not
-/// matter before and mean nothing after. One sweep over tiles of similarities collects statistics (two with a miner, none
+/// [`pairwise_workspace_bytes`](super::pairwise_workspace_bytes) bytes for the same `wave_bytes` and `keep_bytes`, whose
+/// contents do not matter before and mean nothing after. One sweep over tiles of similarities collects statistics (two with a miner, none
 /// for [`SigLip`](PairwiseObjective::SigLip)), then the tiles are computed once more, a wave of rows at a time, for the
 /// weights and two products with them: 4 products of `n m d` in all, 3 for SigLIP. Similarities and weights of 16-bit inputs are products on tensor cores; weights are rounded to bf16,
 /// except those of own pairs that are positive (f16 inputs take half as many products again, as exact sums of two bf16).
@@ -108,7 +112,8 @@ pub fn pairwise_step<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     report: &mut CudaViewMut<'_, PairwiseReport>,
     workspace: &mut CudaViewMut<'_, u8>,
 ) -> Result<()> {
-    enqueue(OP, kernels, stream, (x, Some(y)), objective, options, (dx, Some(dy)), report, workspace)
+    let parts = [PairwisePart::new(1.0, *objective)];
+    enqueue(Kind::Step, kernels, stream, (x, Some(y)), &parts, options, (dx, Some(dy)), report, None, workspace)
 }
 
 /// As [`pairwise_step`] for rows that are anchors and candidates at once, `x` (`n × d`) with itself and without the
@@ -128,7 +133,8 @@ pub fn pairwise_step_single<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     report: &mut CudaViewMut<'_, PairwiseReport>,
     workspace: &mut CudaViewMut<'_, u8>,
 ) -> Result<()> {
-    enqueue(OP_SINGLE, kernels, stream, (x, None), objective, options, (dx, None), report, workspace)
+    let parts = [PairwisePart::new(1.0, *objective)];
+    enqueue(Kind::Step, kernels, stream, (x, None), &parts, options, (dx, None), report, None, workspace)
 }
 
 pub(super) type Bound<'s> = (RawBuf, Option<SyncOnDrop<'s>>);
@@ -145,17 +151,19 @@ pub(super) fn optional<'s, T>(
 }
 
 #[allow(clippy::too_many_arguments)]
-fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
-    op: &'static str,
+pub(super) fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
+    kind: Kind,
     kernels: &Kernels,
     stream: &CudaStream,
     (x, y): (&DeviceMat<'_, T>, Option<&DeviceMat<'_, T>>),
-    objective: &PairwiseObjective,
+    parts: &[PairwisePart],
     options: &DevicePairwiseOptions<'_>,
     (dx, dy): (&mut DeviceMatMut<'_, G>, Option<&mut DeviceMatMut<'_, G>>),
-    report: &mut CudaViewMut<'_, PairwiseReport>,
+    reports: &mut CudaViewMut<'_, PairwiseReport>,
+    conflict: Option<&mut CudaViewMut<'_, f64>>,
     workspace: &mut CudaViewMut<'_, u8>,
 ) -> Result<()> {
+    let op = kind.op(y.is_none());
     let bind = Binder { op, kernels, stream };
     kernels.check_stream(op, stream)?;
     let scope = Scope::enter(op, stream.context())?;
@@ -170,13 +178,14 @@ fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     let (upstream, _upstream) = bind.upstream(&options.upstream)?;
     let (dx, _dx) = bind.mat_mut("dx", dx)?;
     let dy = dy.map(|dy| bind.mat_mut("dy", dy)).transpose()?;
-    let (report, _report) = bind.buf_mut("report", report)?;
+    let (reports, _reports) = bind.buf_mut(if kind == Kind::Step { "report" } else { "reports" }, reports)?;
+    let conflict = conflict.map(|conflict| bind.buf_mut("conflict", conflict)).transpose()?;
     let (workspace, _workspace) = bind.buf_mut("workspace", workspace)?;
     scope.check()?;
-    let args = RawPairwiseStep {
+    let args = RawPairwiseMixture {
         x,
         y: y.as_ref().map(|(raw, _)| *raw),
-        objective,
+        parts,
         normalization: options.normalization,
         groups: groups.as_ref().map(|(raw, _)| *raw),
         ignore_rows,
@@ -188,10 +197,12 @@ fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
         write: options.write,
         dx,
         dy: dy.as_ref().map(|(raw, _)| *raw),
-        report,
+        reports,
+        conflict: conflict.as_ref().map_or(RawBuf::NULL, |(raw, _)| *raw),
         wave_bytes: options.wave_bytes,
+        keep_bytes: options.keep_bytes,
         workspace,
     };
     // SAFETY: the views are borrowed, and their guards make other streams wait for the kernels.
-    unsafe { pairwise_step_raw(kernels, stream, &args) }
+    unsafe { enqueue_raw(kind, kernels, stream, &args) }
 }

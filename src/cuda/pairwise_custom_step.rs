@@ -186,6 +186,7 @@ impl Step<'_> {
             dx: a.dx,
             dy: a.dy,
             report: a.report.ptr,
+            more_reports: 0,
         }
     }
 

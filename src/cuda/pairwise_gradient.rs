@@ -49,7 +49,9 @@ pub(super) struct GradientStep {
     pub dx: RawMat,
     /// Without rows for a set with itself.
     pub dy: RawMat,
+    /// The first report, and how many there are behind it.
     pub report: u64,
+    pub more_reports: usize,
 }
 
 /// What the waves have left for the report.
@@ -129,6 +131,8 @@ impl GradientStep {
             n: self.shape.n as u32,
             m: self.shape.m as u32,
             of_weights: u32::from(report.is_loss),
+            more_reports: self.more_reports as u32,
+            pad_: 0,
         }
     }
 

@@ -21,7 +21,7 @@ const CONSTANTS: usize = 6;
 
 params! {
     /// Twin of the struct in `kernels/params/pairwise.h`.
-    PairwiseTiles: 160 {
+    PairwiseTiles: 176 {
         x: u64,
         y: u64,
         inv_x: u64,
@@ -34,6 +34,7 @@ params! {
         pos: u64,
         lowest: u64,
         highest: u64,
+        kept: u64,
         ldx: i64,
         ldy: i64,
         n: u32,
@@ -43,12 +44,14 @@ params! {
         single: u32,
         single_positive: u32,
         c: [f32; CONSTANTS],
+        keep: u32,
+        first_kept: u32,
     }
 }
 
 params! {
     /// Twin of the struct in `kernels/params/pairwise.h`.
-    PairwiseStatsParams: 216 {
+    PairwiseStatsParams: 232 {
         tiles: PairwiseTiles,
         row_parts: u64,
         other_parts: u64,
@@ -128,12 +131,13 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/pairwise.h`.
-    PairwiseWeightsParams: 256 {
+    PairwiseWeightsParams: 288 {
         tiles: PairwiseTiles,
         row_coefficients: u64,
         col_coefficients: u64,
         scale: u64,
         w: u64,
+        mixed: u64,
         diagonal: u64,
         sums: u64,
         row_flags: u64,
@@ -144,6 +148,8 @@ params! {
         end_tile: u32,
         row_splits: u32,
         col_splits: u32,
+        share: f32,
+        mix: u32,
     }
 }
 
@@ -190,7 +196,7 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/pairwise.h`.
-    PairwiseFinishParams: 304 {
+    PairwiseFinishParams: 312 {
         x: PairwiseFinishSide,
         y: PairwiseFinishSide,
         diagonal: u64,
@@ -211,8 +217,51 @@ params! {
         n: u32,
         m: u32,
         of_weights: u32,
+        more_reports: u32,
+        pad_: u32,
     }
 }
+
+params! {
+    /// Twin of the struct in `kernels/params/pairwise.h`.
+    PairwiseMixtureReportParams: 96 {
+        upstream: u64,
+        sums: u64,
+        row_flags: u64,
+        col_flags: u64,
+        counts: u64,
+        goal: u64,
+        report: u64,
+        per_scale: f64,
+        per_bias: f64,
+        share: f64,
+        factor: f32,
+        sums_count: u32,
+        n: u32,
+        m: u32,
+    }
+}
+
+/// What a sweep does with the similarities of a tile; `kKeep*` in `kernels/params/pairwise.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// Computes them.
+    Nothing = 0,
+    /// Computes and stores them.
+    Store = 1,
+    /// Loads what an earlier sweep has stored.
+    Load = 2,
+    /// Needs none.
+    Skip = 3,
+}
+
+/// Every kind, in the order of the constants that `abi_layout` reports.
+pub(crate) const KEEPS: [Keep; 4] = [Keep::Nothing, Keep::Store, Keep::Load, Keep::Skip];
+
+/// `kMixAdd` there: the weights of earlier parts of a mixture are added.
+pub(crate) const MIX_ADD: u32 = 1;
+/// `kMixKeep` there: they are kept for a later part.
+pub(crate) const MIX_KEEP: u32 = 2;
 
 /// What the weights of an objective are made of; `kForm*` in `kernels/params/pairwise.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,10 +274,11 @@ pub(crate) enum Form {
     Contrastive = 5,
     Lifted = 6,
     Ranked = 7,
+    Goal = 8,
 }
 
 /// Every form, in the order of the constants that `abi_layout` reports.
-pub(crate) const FORMS: [Form; 8] = [
+pub(crate) const FORMS: [Form; 9] = [
     Form::Softmax,
     Form::SigLip,
     Form::Multi,
@@ -237,6 +287,7 @@ pub(crate) const FORMS: [Form; 8] = [
     Form::Contrastive,
     Form::Lifted,
     Form::Ranked,
+    Form::Goal,
 ];
 
 /// An objective as the kernels see it.
@@ -271,6 +322,17 @@ impl ObjectiveForm {
     pub(crate) fn has_statistics(&self) -> bool {
         self.form != Form::SigLip
     }
+
+    /// Of a GOAL objective, whose kernels find a weight per anchor for one negative and one for its own pair.
+    pub(crate) const GOAL: Self = Self {
+        form: Form::Goal,
+        both: true,
+        mined: false,
+        c: [0.0; CONSTANTS],
+        k: [0.0; CONSTANTS],
+        per_scale: None,
+        per_bias: None,
+    };
 
     pub(crate) fn new(objective: &PairwiseObjective) -> Self {
         const LOG2_E: f64 = std::f64::consts::LOG2_E;

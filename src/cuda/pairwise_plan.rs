@@ -1,11 +1,15 @@
-//! A pairwise step's arguments, what is checked of them, and where everything lies in the workspace.
+//! What is checked of a pairwise step's arguments, and where everything lies in the workspace. A step of one objective is
+//! that of a mixture with one part.
 
 use super::descriptor::{Named, RawBuf, RawMat, check_disjoint, check_extent};
 use super::gather::{RawUpstream, check_gradient_type};
 use super::goal_plan::RawGroups;
 use super::mine::check_optional;
+use super::pairwise_conflict::{ConflictPlan, pairwise_conflict_len};
+use super::pairwise_goal::{GoalPart, GoalScratch};
+use super::pairwise_mixture::RawPairwiseMixture;
 use super::pairwise_params::{
-    COL_PLANES, LINES, ObjectiveForm, PairwiseBlock, ROW_PLANES, SET_PLANES, WAVE_SUMS, ZEROED,
+    COL_PLANES, Form, LINES, ObjectiveForm, PairwiseBlock, ROW_PLANES, SET_PLANES, WAVE_SUMS, ZEROED,
 };
 use super::plan::{Splits, TILE, tiles};
 use super::prepare::{Operand, Prepare, Wants};
@@ -13,12 +17,30 @@ use super::row_norms::same_dtype;
 use super::workspace::{Layout, Region};
 use crate::check::{self, PairwiseLengths};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::mixture::{MixtureObjective, PairwisePart};
 use crate::options::{Normalization, WriteMode};
-use crate::pairwise::{PairwiseObjective, PairwisePart, PairwiseReport};
+use crate::pairwise::{PairwiseObjective, PairwiseReport};
 
-pub(crate) const OP: &str = "pairwise_step";
-pub(crate) const OP_SINGLE: &str = "pairwise_step_single";
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A step of one objective.
+    Step,
+    /// A step of any number of them, each with a report.
+    Mixture,
+}
+
+impl Kind {
+    pub(crate) const fn op(self, single: bool) -> &'static str {
+        match (self, single) {
+            (Self::Step, false) => "pairwise_step",
+            (Self::Step, true) => "pairwise_step_single",
+            (Self::Mixture, false) => "pairwise_mixture",
+            (Self::Mixture, true) => "pairwise_mixture_single",
+        }
+    }
+}
 
 /// The default of [`RawPairwiseStep::wave_bytes`]: 1 GiB, 8192 rows of 65,536 16-bit weights, which is enough to fill a
 /// device.
@@ -59,13 +81,37 @@ pub struct RawPairwiseStep<'a> {
     pub report: RawBuf,
     /// The most bytes of the workspace that hold weights at a time, rounded up to 128 rows of them: fewer take longer.
     pub wave_bytes: usize,
+    /// The most bytes of the workspace that hold all similarities, so that they are computed once; if they need more, they
+    /// are computed in every sweep.
+    pub keep_bytes: usize,
     /// Bytes, at least [`pairwise_workspace_bytes`], aligned to [`WORKSPACE_ALIGN`](super::WORKSPACE_ALIGN).
     pub workspace: RawBuf,
 }
 
 impl RawPairwiseStep<'_> {
-    pub(super) fn op(&self) -> &'static str {
-        if self.y.is_none() { OP_SINGLE } else { OP }
+    /// The same step as a mixture of `parts`, which hold its objective.
+    pub(super) const fn as_mixture<'b>(&'b self, parts: &'b [PairwisePart]) -> RawPairwiseMixture<'b> {
+        RawPairwiseMixture {
+            x: self.x,
+            y: self.y,
+            parts,
+            normalization: self.normalization,
+            groups: self.groups,
+            ignore_rows: self.ignore_rows,
+            ignore_cols: self.ignore_cols,
+            row_weights: self.row_weights,
+            col_weights: self.col_weights,
+            log_q: self.log_q,
+            upstream: self.upstream,
+            write: self.write,
+            dx: self.dx,
+            dy: self.dy,
+            reports: self.report,
+            conflict: RawBuf::NULL,
+            wave_bytes: self.wave_bytes,
+            keep_bytes: self.keep_bytes,
+            workspace: self.workspace,
+        }
     }
 }
 
@@ -112,25 +158,91 @@ pub(super) fn waves(shape: Shape, per_wave: usize) -> Vec<Wave> {
     (0..count).map(wave).collect()
 }
 
+/// Memory that is granted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grant {
+    /// For the weights of a wave.
+    pub wave_bytes: usize,
+    /// For all similarities.
+    pub keep_bytes: usize,
+}
+
+/// Similarities that one sweep stores for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// None.
+    Nothing,
+    /// Those of a wave, for the parts of a mixture.
+    Wave(Region),
+    /// All.
+    All(Region),
+}
+
+/// What one objective has in the workspace.
+pub(super) struct PartPlan {
+    pub form: ObjectiveForm,
+    /// Factor of its weights.
+    pub share: f64,
+    /// The first of its words among those that `prepare` clears.
+    pub words: usize,
+    pub row_coefficients: Region,
+    pub col_coefficients: Region,
+    pub scale: Region,
+    pub sums: Region,
+    /// What a GOAL objective has besides.
+    pub goal: Option<GoalPart>,
+}
+
+impl PartPlan {
+    fn new(layout: &mut Layout, at: usize, part: &PairwisePart, shape: Shape, sum_blocks: usize) -> Result<Self> {
+        let form = form_of(part);
+        let goal = match part.objective {
+            MixtureObjective::Pairwise(_) => None,
+            MixtureObjective::Goal(objective) => Some(GoalPart::new(layout, objective)?),
+        };
+        let reduction = goal.as_ref().map_or(1.0, |goal| goal.objective.reduction_factor(shape.n));
+        Ok(Self {
+            form,
+            share: part.weight * reduction,
+            words: at * ZEROED,
+            row_coefficients: layout.take::<f32>(&[ROW_PLANES, shape.n])?,
+            col_coefficients: layout.take::<f32>(&[usize::from(form.both), COL_PLANES, shape.m])?,
+            scale: layout.take::<f32>(&[2])?,
+            sums: layout.take::<f64>(&[sum_blocks, WAVE_SUMS])?,
+            goal,
+        })
+    }
+
+    /// Whether its weights follow from similarities and not from what a GOAL objective's kernels have found.
+    pub(super) fn dense(&self) -> bool {
+        self.form.form != Form::Goal
+    }
+}
+
+fn form_of(part: &PairwisePart) -> ObjectiveForm {
+    part.objective.pairwise().map_or(ObjectiveForm::GOAL, ObjectiveForm::new)
+}
+
 /// Where everything lies in the workspace.
 pub(super) struct Plan {
     pub shape: Shape,
-    pub form: ObjectiveForm,
+    pub kind: Kind,
+    pub parts: Vec<PartPlan>,
+    pub goal: Option<GoalScratch>,
     pub prepare: Prepare,
     pub splits: Splits,
     pub row_parts: Region,
     pub other_parts: Region,
     pub pos: Region,
     pub extremes: [Region; 2],
-    pub row_coefficients: Region,
-    pub col_coefficients: Region,
     pub skip: [Region; 2],
     pub blocks: Region,
-    pub scale: Region,
-    pub sums: Region,
     pub diagonal: Region,
     pub gradients: [Region; 2],
     pub weights: Region,
+    /// The sum of the parts' weights in a wave, where there are several.
+    pub mixed: Region,
+    pub kept: Kept,
     pub waves: Vec<Wave>,
     /// Elements from one row of the weights, and of the gradients' sums, to the next.
     pub ld_weights: usize,
@@ -139,71 +251,89 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    fn new(
-        op: &'static str,
+    pub(super) fn new(
+        kind: Kind,
         x: &RawMat,
         y: Option<&RawMat>,
-        objective: &PairwiseObjective,
+        parts: &[PairwisePart],
         normalization: Normalization,
-        wave_bytes: usize,
+        grant: Grant,
         any_layout: bool,
     ) -> Result<Self> {
+        let op = kind.op(y.is_none());
         let (n, d) = (x.rows, x.cols);
         let shape = Shape { n, m: y.map_or(n, |y| y.rows), d, single: y.is_none() };
         let (m, pairs) = (shape.m, n.min(shape.m));
-        let form = ObjectiveForm::new(objective);
-        // Of columns with a positive, and where no statistics tell it of rows.
-        let flags = if form.both { 0 } else { m + if form.has_statistics() { 0 } else { n } };
+        let forms: Vec<ObjectiveForm> = parts.iter().map(form_of).collect();
+        let any = |of: fn(&ObjectiveForm) -> bool| forms.iter().any(of);
+        let goals = || parts.iter().filter_map(|part| part.objective.goal());
         let wants = Wants {
             row_facts: true,
             norms: normalization == Normalization::L2,
-            zeroed: ZEROED + flags,
+            pmin: goals().any(|goal| goal.pair().eps().is_some()),
+            // Words of every part; flags of columns with a positive, and where no statistics tell it of rows.
+            zeroed: forms.len() * ZEROED
+                + if any(|f| !f.both) { m } else { 0 }
+                + if any(|f| !f.has_statistics()) { n } else { 0 },
             any_layout,
-            ..Wants::default()
         };
         let mut layout = Layout::new(op);
         let no_rows = RawMat { rows: 0, ..*x };
         let sides = [&(*x).into(), &(*y.unwrap_or(&no_rows)).into()];
         let prepare = Prepare::plan(&mut layout, op, sides, normalization, &wants)?;
         let splits = Splits::new(n, m);
-        let other = if form.both { [splits.rows, m] } else { [splits.cols, n] };
-        let of_both = usize::from(form.both);
-        let of_mined = usize::from(form.mined);
+        let of_mined = usize::from(any(|f| f.mined));
         let row_parts = layout.take::<u32>(&[SET_PLANES, splits.cols, n])?;
-        let other_parts = layout.take::<u32>(&[SET_PLANES, other[0], other[1]])?;
-        let pos = layout.take::<f32>(&[of_both, pairs])?;
+        // States of columns, or of rows' positives, of one part after the other.
+        let [of_cols, of_rows] = [any(|f| f.both), any(|f| !f.both)].map(usize::from);
+        let other = (of_cols * splits.rows * m).max(of_rows * splits.cols * n);
+        let other_parts = layout.take::<u32>(&[SET_PLANES, other])?;
+        let pos = layout.take::<f32>(&[of_cols, pairs])?;
         let extremes = [layout.take::<f32>(&[of_mined, n])?, layout.take::<f32>(&[of_mined, n])?];
-        let row_coefficients = layout.take::<f32>(&[ROW_PLANES, n])?;
-        let col_coefficients = layout.take::<f32>(&[of_both, COL_PLANES, m])?;
         let skip = [layout.take::<u8>(&[n])?, layout.take::<u8>(&[m])?];
         let blocks = layout.take::<PairwiseBlock>(&[finalize_blocks(n, m)])?;
-        let scale = layout.take::<f32>(&[2])?;
+        let goal = GoalScratch::new(&mut layout, n, splits, goals())?;
 
         let ld_weights = m.next_multiple_of(TILE);
         let size = if x.dtype == DType::F32 { 4 } else { 2 };
-        let tile_bytes = ld_weights.saturating_mul(TILE * size).max(1);
-        let waves = waves(shape, (wave_bytes / tile_bytes).max(1));
+        // Sweeps that need similarities: extremes once, statistics, weights.
+        let dense = forms.iter().filter(|f| f.form != Form::Goal);
+        let sweeps = of_mined + dense.clone().map(|f| 1 + usize::from(f.has_statistics())).sum::<usize>();
+        let all_bytes = tiles(n).saturating_mul(TILE * size_of::<f32>()).saturating_mul(ld_weights);
+        let keeps_all = sweeps > 1 && all_bytes <= grant.keep_bytes;
+        let keeps_wave = !keeps_all && dense.count() > 1;
+        let mixes = forms.len() > 1;
+        let element = size + [mixes, keeps_wave].map(|b| usize::from(b) * size_of::<f32>()).iter().sum::<usize>();
+        let tile_bytes = ld_weights.saturating_mul(TILE * element).max(1);
+        let waves = waves(shape, (grant.wave_bytes / tile_bytes).max(1));
         let sum_blocks = waves.last().map_or(0, |w| w.blocks_before + w.blocks());
         let wave_rows = waves.iter().map(|w| w.end - w.first).max().unwrap_or(0) * TILE;
         let ld_gradients = d.next_multiple_of(8);
+        let part = |(at, part)| PartPlan::new(&mut layout, at, part, shape, sum_blocks);
         Ok(Self {
             shape,
-            form,
+            kind,
+            parts: parts.iter().enumerate().map(part).collect::<Result<_>>()?,
+            goal,
             prepare,
             splits,
             row_parts,
             other_parts,
             pos,
             extremes,
-            row_coefficients,
-            col_coefficients,
             skip,
             blocks,
-            scale,
-            sums: layout.take::<f64>(&[sum_blocks, WAVE_SUMS])?,
             diagonal: layout.take::<f32>(&[pairs])?,
             gradients: [layout.take::<f32>(&[n, ld_gradients])?, layout.take::<f32>(&[m, ld_gradients])?],
             weights: layout.take::<u8>(&[wave_rows, ld_weights, size])?,
+            mixed: layout.take::<f32>(&[usize::from(mixes), wave_rows, ld_weights])?,
+            kept: if keeps_all {
+                Kept::All(layout.take::<f32>(&[tiles(n) * TILE, ld_weights])?)
+            } else if keeps_wave {
+                Kept::Wave(layout.take::<f32>(&[wave_rows, ld_weights])?)
+            } else {
+                Kept::Nothing
+            },
             waves,
             ld_weights,
             ld_gradients,
@@ -233,12 +363,44 @@ pub(super) const fn finalize_blocks(n: usize, m: usize) -> usize {
     if blocks == 0 { 1 } else { blocks }
 }
 
+/// Bytes of workspace for a step of `kind` on `n` rows and `m` columns; no `m`: of a single set. With `conflict` the parts'
+/// gradients are to be compared.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn workspace_bytes(
+    kind: Kind,
+    n: usize,
+    m: Option<usize>,
+    d: usize,
+    dtype: DType,
+    parts: &[PairwisePart],
+    normalization: Normalization,
+    grant: Grant,
+    conflict: bool,
+) -> Result<usize> {
+    let op = kind.op(m.is_none());
+    check_extent(op, "x.rows", n)?;
+    if let Some(m) = m {
+        check_extent(op, "y.rows", m)?;
+    }
+    check_extent(op, "x.cols", d)?;
+    let (x, y) = (RawMat::new(0, n, d, dtype), m.map(|m| RawMat::new(0, m, d, dtype)));
+    let bytes = Plan::new(kind, &x, y.as_ref(), parts, normalization, grant, true)?.bytes;
+    let more = match conflict {
+        false => 0,
+        true => ConflictPlan::new(&x, y.as_ref(), parts, normalization, grant, true)?.bytes,
+    };
+    // Both are at most `isize::MAX`.
+    check_bytes(op, bytes + more)
+}
+
 /// Bytes of workspace that [`pairwise_step`](super::pairwise_step) needs for `x` (`n × d`) and `y` (`m × d`) of type
-/// `dtype`, whatever the alignment of the operands, with at most `wave_bytes` for weights (rounded up to 128 rows). Host
-/// arithmetic only. Beside the weights `O((n + m) d)`.
+/// `dtype`, whatever the alignment of the operands, with at most `wave_bytes` for weights (rounded up to 128 rows). If all
+/// similarities fit into `keep_bytes` (4 bytes each, rows and columns rounded up to multiples of 128) and there is more than
+/// one sweep, there is room for them too. Host arithmetic only. Beside both `O((n + m) d)`.
 ///
 /// # Errors
 /// [`Error::TooLarge`](crate::Error::TooLarge).
+#[allow(clippy::too_many_arguments)]
 pub fn pairwise_workspace_bytes(
     n: usize,
     m: usize,
@@ -247,12 +409,11 @@ pub fn pairwise_workspace_bytes(
     objective: &PairwiseObjective,
     normalization: Normalization,
     wave_bytes: usize,
+    keep_bytes: usize,
 ) -> Result<usize> {
-    for (arg, extent) in [("x.rows", n), ("y.rows", m), ("x.cols", d)] {
-        check_extent(OP, arg, extent)?;
-    }
-    let (x, y) = (RawMat::new(0, n, d, dtype), RawMat::new(0, m, d, dtype));
-    Ok(Plan::new(OP, &x, Some(&y), objective, normalization, wave_bytes, true)?.bytes)
+    let part = PairwisePart::new(1.0, *objective);
+    let grant = Grant { wave_bytes, keep_bytes };
+    workspace_bytes(Kind::Step, n, Some(m), d, dtype, &[part], normalization, grant, false)
 }
 
 /// As [`pairwise_workspace_bytes`], for [`pairwise_step_single`](super::pairwise_step_single).
@@ -266,15 +427,23 @@ pub fn pairwise_single_workspace_bytes(
     objective: &PairwiseObjective,
     normalization: Normalization,
     wave_bytes: usize,
+    keep_bytes: usize,
 ) -> Result<usize> {
-    for (arg, extent) in [("x.rows", n), ("x.cols", d)] {
-        check_extent(OP_SINGLE, arg, extent)?;
-    }
-    let x = RawMat::new(0, n, d, dtype);
-    Ok(Plan::new(OP_SINGLE, &x, None, objective, normalization, wave_bytes, true)?.bytes)
+    let part = PairwisePart::new(1.0, *objective);
+    workspace_bytes(Kind::Step, n, None, d, dtype, &[part], normalization, Grant { wave_bytes, keep_bytes }, false)
 }
 
-fn check_buffers(a: &RawPairwiseStep<'_>, op: &'static str, m: usize) -> Result<Vec<Named>> {
+/// At most what a workspace can have.
+fn check_bytes(op: &'static str, bytes: usize) -> Result<usize> {
+    let limit = isize::MAX as u64;
+    if bytes as u64 <= limit {
+        Ok(bytes)
+    } else {
+        Err(Error::TooLarge { op, arg: "workspace", limit, got: bytes as u64 })
+    }
+}
+
+fn check_buffers(a: &RawPairwiseMixture<'_>, op: &'static str, m: usize) -> Result<Vec<Named>> {
     let n = a.x.rows;
     let [row_groups, col_groups] = a.groups.map_or([RawBuf::NULL; 2], |g| [g.rows, g.cols]);
     let mut inputs = vec![
@@ -297,8 +466,8 @@ fn check_buffers(a: &RawPairwiseStep<'_>, op: &'static str, m: usize) -> Result<
 }
 
 /// Checks everything that the host can see.
-pub(super) fn check_arguments(a: &RawPairwiseStep<'_>) -> Result<Plan> {
-    let op = a.op();
+pub(super) fn check_arguments(kind: Kind, a: &RawPairwiseMixture<'_>) -> Result<(Plan, Option<ConflictPlan>)> {
+    let op = kind.op(a.y.is_none());
     let extent = |m: &RawMat| (m.rows, m.cols);
     let y = a.y.unwrap_or(a.x);
     let dy = match (a.y, a.dy) {
@@ -315,8 +484,8 @@ pub(super) fn check_arguments(a: &RawPairwiseStep<'_>) -> Result<Plan> {
         col_weights: length(a.col_weights),
         log_q: length(a.log_q),
     };
-    let part = PairwisePart { weight: 1.0, objective: *a.objective };
-    check::pairwise_step(op, extent(&a.x), extent(&y), &[part], &lengths, extent(&a.dx), extent(&dy))?;
+    let single = a.y.is_none();
+    check::pairwise_step(op, extent(&a.x), extent(&y), single, a.parts, &lengths, extent(&a.dx), extent(&dy))?;
     check_extent(op, "x.rows + y.rows", a.x.rows.saturating_add(y.rows))?;
     same_dtype(op, "y", a.x.dtype, y.dtype)?;
     check_gradient_type(op, "dx", a.x.dtype, a.dx.dtype)?;
@@ -326,13 +495,23 @@ pub(super) fn check_arguments(a: &RawPairwiseStep<'_>) -> Result<Plan> {
     if a.y.is_some() {
         outputs.push(("dy", dy.check(op, "dy")?));
     }
-    outputs.push(("report", a.report.check::<PairwiseReport>(op, "report", 1)?));
-    let plan = Plan::new(op, &a.x, a.y.as_ref(), a.objective, a.normalization, a.wave_bytes, false)?;
+    let reports = if kind == Kind::Step { "report" } else { "reports" };
+    outputs.push((reports, a.reports.check::<PairwiseReport>(op, reports, a.parts.len())?));
+    let grant = Grant { wave_bytes: a.wave_bytes, keep_bytes: a.keep_bytes };
+    let plan = Plan::new(kind, &a.x, a.y.as_ref(), a.parts, a.normalization, grant, false)?;
+    let conflict = if a.conflict == RawBuf::NULL {
+        None
+    } else {
+        let needed = pairwise_conflict_len(a.parts.len());
+        outputs.push(("conflict", a.conflict.check::<f64>(op, "conflict", needed)?));
+        Some(ConflictPlan::new(&a.x, a.y.as_ref(), a.parts, a.normalization, grant, false)?)
+    };
     let most = tiles(a.x.rows).saturating_add(tiles(y.rows)).saturating_mul(tiles(a.x.cols));
     check_extent(op, "tiles of the gradients", most)?;
-    outputs.push(("workspace", a.workspace.check_workspace(op, plan.bytes)?));
+    let bytes = check_bytes(op, plan.bytes + conflict.as_ref().map_or(0, |conflict| conflict.bytes))?;
+    outputs.push(("workspace", a.workspace.check_workspace(op, bytes)?));
     check_disjoint(op, &outputs, &inputs)?;
-    Ok(plan)
+    Ok((plan, conflict))
 }
 
 #[cfg(test)]
@@ -356,7 +535,7 @@ mod tests {
             for objective in PairwiseObjective::ALL {
                 let bytes = |n| {
                     let l2 = Normalization::L2;
-                    pairwise_workspace_bytes(n, n, 512, dtype, &objective, l2, PAIRWISE_WAVE_BYTES).unwrap()
+                    pairwise_workspace_bytes(n, n, 512, dtype, &objective, l2, PAIRWISE_WAVE_BYTES, 0).unwrap()
                 };
                 assert!(bytes(65_536) < 3_000_000_000, "{dtype} {objective}: {}", bytes(65_536));
                 assert!(bytes(1 << 18) < 5 * bytes(65_536), "{dtype} {objective}");
@@ -365,10 +544,21 @@ mod tests {
     }
 
     #[test]
+    fn a_large_mixture_needs_less_than_3_gb_too() {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let parts = PairwiseObjective::ALL.map(|objective| PairwisePart::new(0.5, objective));
+            let grant = Grant { wave_bytes: PAIRWISE_WAVE_BYTES, keep_bytes: 0 };
+            let (n, l2) = (65_536, Normalization::L2);
+            let bytes = workspace_bytes(Kind::Mixture, n, Some(n), 512, dtype, &parts, l2, grant, false).unwrap();
+            assert!(bytes < 3_000_000_000, "{dtype}: {bytes}");
+        }
+    }
+
+    #[test]
     fn sizes_beyond_the_address_space_are_refused() {
         let bytes = |n, d| {
             let objective = PairwiseObjective::ALL[0];
-            pairwise_workspace_bytes(n, n, d, DType::F32, &objective, Normalization::L2, PAIRWISE_WAVE_BYTES)
+            pairwise_workspace_bytes(n, n, d, DType::F32, &objective, Normalization::L2, PAIRWISE_WAVE_BYTES, 0)
         };
         assert!(matches!(bytes(usize::MAX, 8), Err(crate::Error::TooLarge { arg: "x.rows", .. })));
         assert!(matches!(bytes(1 << 30, 1 << 30), Err(crate::Error::TooLarge { .. })));

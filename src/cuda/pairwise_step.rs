@@ -1,4 +1,4 @@
-//! The parameters and launches of a pairwise step.
+//! The parameters and launches of a step of one objective over all pairs, or of several.
 
 use cudarc::driver::CudaStream;
 
@@ -7,16 +7,18 @@ use super::kernels::Kernels;
 use super::launch::launch;
 use super::mine::{MineParams, Select, Stats, launch_sweep};
 use super::pairwise_gradient::{GradientStep, ReportOfWeights};
+use super::pairwise_mixture::RawPairwiseMixture;
 use super::pairwise_params::{
-    Form, LINES, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseStatsParams, PairwiseTiles,
-    PairwiseWeightsParams, WAVE_SUMS, ZEROED,
+    Form, Keep, LINES, MIX_ADD, MIX_KEEP, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseMixtureReportParams,
+    PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams, WAVE_SUMS, ZEROED,
 };
-use super::pairwise_plan::{Plan, RawPairwiseStep, Wave, finalize_blocks};
+use super::pairwise_plan::{Kept, Kind, PartPlan, Plan, Wave, finalize_blocks};
 use super::plan::{TILE_BLOCK, TILE_SHARED_BYTES};
 use super::prepare::by_dtype;
 use super::workspace::Region;
 use crate::error::Result;
 use crate::options::Normalization;
+use crate::pairwise::PairwiseReport;
 
 const STATS: [[&str; 3]; 2] = [
     ["pairwise_stats_f32", "pairwise_stats_f16", "pairwise_stats_bf16"],
@@ -28,56 +30,80 @@ const WEIGHTS: [[&str; 3]; 2] = [
 ];
 /// A checked step on one stream.
 pub(super) struct Step<'a> {
-    pub a: &'a RawPairwiseStep<'a>,
+    pub a: &'a RawPairwiseMixture<'a>,
     pub plan: &'a Plan,
     /// Address of the workspace.
     pub base: u64,
 }
 
 impl Step<'_> {
-    fn at(&self, region: Region) -> u64 {
+    pub(super) fn at(&self, region: Region) -> u64 {
         region.at(self.base)
     }
 
     /// Columns that are anchors have a region, others have not.
-    fn of_both(&self, region: Region) -> u64 {
-        if self.plan.form.both { self.at(region) } else { 0 }
+    fn of_both(&self, part: &PartPlan, region: Region) -> u64 {
+        if part.form.both { self.at(region) } else { 0 }
     }
 
     /// Address of word `word` of those that `prepare` has cleared.
-    fn zeroed(&self, word: usize) -> u64 {
+    pub(super) fn zeroed(&self, word: usize) -> u64 {
         self.plan.prepare.zeroed(self.base) + (word * size_of::<u32>()) as u64
     }
 
-    /// A flag per column that has a positive; own pairs need none.
-    fn col_flags(&self) -> u64 {
-        if self.plan.form.both { 0 } else { self.zeroed(ZEROED) }
+    /// The first of the flags, behind the parts' words.
+    fn flags(&self) -> usize {
+        self.plan.parts.len() * ZEROED
+    }
+
+    /// A flag per column that has a positive, the same for every part; own pairs need none.
+    fn col_flags(&self, part: &PartPlan) -> u64 {
+        if part.form.both { 0 } else { self.zeroed(self.flags()) }
     }
 
     /// Where the waves are to leave what statistics would say: flags of rows, of columns, counters.
-    fn fused(&self) -> [u64; 3] {
-        if self.plan.form.has_statistics() {
+    fn fused(&self, part: &PartPlan) -> [u64; 3] {
+        if part.form.has_statistics() {
             return [0; 3];
         }
-        [self.zeroed(ZEROED + self.plan.shape.m), self.col_flags(), self.zeroed(0)]
+        [self.zeroed(self.flags() + self.plan.shape.m), self.col_flags(part), self.zeroed(part.words)]
     }
 
-    /// Whether rows are left out of the products: those that no pair counts, which may hold anything.
+    /// Whether rows are left out of the products: those that no pair counts, which may hold anything. Which ones,
+    /// `pairwise_finalize` says, for every part the same.
     fn skip(&self, side: usize) -> u64 {
+        let parts = &self.plan.parts;
         let masked = self.a.ignore_rows != RawBuf::NULL || self.a.ignore_cols != RawBuf::NULL;
-        let left_out = masked || (self.plan.form.both && self.a.groups.is_some());
-        if left_out { self.at(self.plan.skip[side]) } else { 0 }
+        let left_out = masked || (parts.iter().any(|part| part.form.both) && self.a.groups.is_some());
+        if left_out && parts.iter().any(PartPlan::dense) { self.at(self.plan.skip[side]) } else { 0 }
+    }
+
+    /// The corrections of the columns, for the parts that have a use for them.
+    fn log_q(&self, part: &PartPlan) -> u64 {
+        if part.form.form == Form::Softmax { self.a.log_q.ptr } else { 0 }
+    }
+
+    pub(super) fn groups(&self) -> [u64; 2] {
+        self.a.groups.map_or([0; 2], |g| [g.rows.ptr, g.cols.ptr])
+    }
+
+    fn report(&self, at: usize) -> u64 {
+        self.a.reports.ptr + (at * size_of::<PairwiseReport>()) as u64
     }
 
     fn has_pairs(&self) -> bool {
         self.plan.shape.n > 0 && self.plan.shape.m > 0
     }
 
-    fn tiles(&self) -> PairwiseTiles {
+    fn tiles(&self, part: &PartPlan, (keep, first_kept): (Keep, usize)) -> PairwiseTiles {
         let Self { a, plan, .. } = self;
         let [x, y] = plan.operands(self.base);
-        let [row_groups, col_groups] = a.groups.map_or([0; 2], |g| [g.rows.ptr, g.cols.ptr]);
-        let extremes = plan.extremes.map(|r| if plan.form.mined { self.at(r) } else { 0 });
+        let [row_groups, col_groups] = self.groups();
+        let extremes = plan.extremes.map(|r| if part.form.mined { self.at(r) } else { 0 });
+        let kept = match (keep, plan.kept) {
+            (Keep::Store | Keep::Load, Kept::Wave(region) | Kept::All(region)) => self.at(region),
+            _ => 0,
+        };
         PairwiseTiles {
             x: x.ptr,
             y: y.ptr,
@@ -87,33 +113,36 @@ impl Step<'_> {
             col_groups,
             ignore_rows: a.ignore_rows.ptr,
             ignore_cols: a.ignore_cols.ptr,
-            log_q: a.log_q.ptr,
-            pos: self.of_both(plan.pos),
+            log_q: self.log_q(part),
+            pos: self.of_both(part, plan.pos),
             lowest: extremes[0],
             highest: extremes[1],
+            kept,
             ldx: x.row_stride as i64,
             ldy: y.row_stride as i64,
             n: plan.shape.n as u32,
             m: plan.shape.m as u32,
             d: plan.shape.d as u32,
-            form: plan.form.form as u32,
+            form: part.form.form as u32,
             single: u32::from(plan.shape.single),
-            single_positive: u32::from(plan.form.both),
-            c: plan.form.c,
+            single_positive: u32::from(part.form.both),
+            c: part.form.c,
+            keep: keep as u32,
+            first_kept: first_kept as u32,
         }
     }
 
-    fn stats(&self, extremes: bool) -> PairwiseStatsParams {
+    fn stats(&self, part: &PartPlan, extremes: bool, keep: Keep) -> PairwiseStatsParams {
         let plan = self.plan;
         // The pairs' similarities come from a sweep of their own where this one compares with them.
-        let writes_pairs = plan.form.both && plan.form.form != Form::Triplet;
+        let writes_pairs = part.form.both && part.form.form != Form::Triplet;
         PairwiseStatsParams {
-            tiles: self.tiles(),
+            tiles: self.tiles(part, (keep, 0)),
             row_parts: self.at(plan.row_parts),
             other_parts: self.at(plan.other_parts),
             pos: if writes_pairs { self.at(plan.pos) } else { 0 },
-            col_flags: self.col_flags(),
-            counts: self.zeroed(0),
+            col_flags: self.col_flags(part),
+            counts: self.zeroed(part.words),
             row_splits: plan.splits.rows as u32,
             col_splits: plan.splits.cols as u32,
             extremes: u32::from(extremes),
@@ -122,8 +151,8 @@ impl Step<'_> {
     }
 
     /// The similarities of the pairs alone; what else this sweep finds out is overwritten by the next.
-    fn pairs(&self) -> MineParams {
-        let (plan, t) = (self.plan, self.tiles());
+    pub(super) fn pairs(&self, part: &PartPlan) -> MineParams {
+        let (plan, t) = (self.plan, self.tiles(part, (Keep::Nothing, 0)));
         MineParams {
             x: t.x,
             y: t.y,
@@ -162,56 +191,61 @@ impl Step<'_> {
         }
     }
 
-    fn finalize(&self) -> PairwiseFinalizeParams {
+    fn finalize(&self, at: usize) -> PairwiseFinalizeParams {
         let Self { a, plan, .. } = self;
         let [inv_x, inv_y] = plan.both_sides(plan.prepare.row_inv(self.base));
-        let statistics = self.has_pairs() && plan.form.has_statistics();
+        let part = &plan.parts[at];
+        let statistics = self.has_pairs() && part.form.has_statistics();
         let splits = |of: usize| if statistics { of as u32 } else { 0 };
         PairwiseFinalizeParams {
             row_parts: self.at(plan.row_parts),
             other_parts: self.at(plan.other_parts),
-            pos: self.of_both(plan.pos),
-            col_flags: self.col_flags(),
-            counts: self.zeroed(0),
+            pos: self.of_both(part, plan.pos),
+            col_flags: self.col_flags(part),
+            counts: self.zeroed(part.words),
             inv_x,
             inv_y,
             ignore_rows: a.ignore_rows.ptr,
             ignore_cols: a.ignore_cols.ptr,
             row_weights: a.row_weights.ptr,
             col_weights: a.col_weights.ptr,
-            log_q: a.log_q.ptr,
-            row_coefficients: self.at(plan.row_coefficients),
-            col_coefficients: self.of_both(plan.col_coefficients),
+            log_q: self.log_q(part),
+            row_coefficients: self.at(part.row_coefficients),
+            col_coefficients: self.of_both(part, part.col_coefficients),
             skip_x: self.skip(0),
             skip_y: self.skip(1),
             blocks: self.at(plan.blocks),
             // The word behind the two counters.
-            ticket: self.zeroed(4),
-            scale: self.at(plan.scale),
-            report: a.report.ptr,
-            k: plan.form.k,
+            ticket: self.zeroed(part.words + 4),
+            scale: self.at(part.scale),
+            report: self.report(at),
+            k: part.form.k,
             n: plan.shape.n as u32,
             m: plan.shape.m as u32,
             row_splits: splits(plan.splits.rows),
             col_splits: splits(plan.splits.cols),
-            form: plan.form.form as u32,
-            both: u32::from(plan.form.both),
+            form: part.form.form as u32,
+            both: u32::from(part.form.both),
             single: u32::from(plan.shape.single),
             normalised: u32::from(a.normalization == Normalization::L2),
         }
     }
 
-    fn weights(&self, wave: &Wave) -> PairwiseWeightsParams {
+    fn weights(&self, at: usize, wave: &Wave, keep: Keep) -> PairwiseWeightsParams {
         let plan = self.plan;
-        let [row_flags, col_flags, counts] = self.fused();
+        let part = &plan.parts[at];
+        let [row_flags, col_flags, counts] = self.fused(part);
+        let first_kept = if matches!(plan.kept, Kept::Wave(_)) { wave.first } else { 0 };
+        let (first, last) = (at == 0, at + 1 == plan.parts.len());
         PairwiseWeightsParams {
-            tiles: self.tiles(),
-            row_coefficients: self.at(plan.row_coefficients),
-            col_coefficients: self.of_both(plan.col_coefficients),
-            scale: self.at(plan.scale),
+            tiles: self.tiles(part, (keep, first_kept)),
+            row_coefficients: self.at(part.row_coefficients),
+            col_coefficients: self.of_both(part, part.col_coefficients),
+            scale: if part.dense() { self.at(part.scale) } else { 0 },
             w: self.at(plan.weights),
+            mixed: if first && last { 0 } else { self.at(plan.mixed) },
             diagonal: self.at(plan.diagonal),
-            sums: self.at(plan.sums) + (wave.blocks_before * WAVE_SUMS * size_of::<f64>()) as u64,
+            sums: self.at(part.sums) + (wave.blocks_before * WAVE_SUMS * size_of::<f64>()) as u64,
             row_flags,
             col_flags,
             counts,
@@ -220,6 +254,8 @@ impl Step<'_> {
             end_tile: wave.end as u32,
             row_splits: wave.splits.rows as u32,
             col_splits: wave.splits.cols as u32,
+            share: part.share as f32,
+            mix: if first { 0 } else { MIX_ADD } | if last { 0 } else { MIX_KEEP },
         }
     }
 
@@ -232,7 +268,7 @@ impl Step<'_> {
             ([0; 2], [0; 2])
         };
         GradientStep {
-            op: a.op(),
+            op: plan.kind.op(plan.shape.single),
             dtype: a.x.dtype,
             shape: plan.shape,
             operands: plan.operands(self.base),
@@ -248,24 +284,113 @@ impl Step<'_> {
             upstream: a.upstream,
             dx: a.dx,
             dy: a.dy.filter(|_| !plan.shape.single).unwrap_or(RawMat { rows: 0, ..a.dx }),
-            report: a.report.ptr,
+            report: self.report(0),
+            more_reports: plan.parts.len().saturating_sub(1),
         }
     }
 
-    fn report(&self) -> ReportOfWeights {
+    /// Of a step of one objective; the parts of a mixture have their reports from a kernel of its own.
+    fn report_of_weights(&self) -> ReportOfWeights {
         let plan = self.plan;
-        let [row_flags, col_flags, counts] = self.fused();
-        let per = |scale: Option<f64>| scale.map_or(0.0, |s| 1.0 / s);
+        let alone = plan.parts.first().filter(|_| plan.kind == Kind::Step);
+        let [row_flags, col_flags, counts] = alone.map_or([0; 3], |part| self.fused(part));
         ReportOfWeights {
-            sums: self.at(plan.sums),
-            count: plan.sum_blocks(),
+            sums: alone.map_or(0, |part| self.at(part.sums)),
+            count: alone.map_or(0, |_| plan.sum_blocks()),
             row_flags,
             col_flags,
             counts,
-            per_scale: per(plan.form.per_scale),
-            per_bias: per(plan.form.per_bias),
+            per_scale: per(alone.and_then(|part| part.form.per_scale)),
+            per_bias: per(alone.and_then(|part| part.form.per_bias)),
             is_loss: false,
         }
+    }
+
+    fn mixture_report(&self, at: usize) -> PairwiseMixtureReportParams {
+        let Self { a, plan, .. } = self;
+        let part = &plan.parts[at];
+        let [row_flags, col_flags, counts] = self.fused(part);
+        let (upstream, factor) = a.upstream.parts();
+        PairwiseMixtureReportParams {
+            upstream,
+            sums: self.at(part.sums),
+            row_flags,
+            col_flags,
+            counts,
+            goal: part.goal.as_ref().map_or(0, |goal| self.at(goal.report)),
+            report: self.report(at),
+            per_scale: per(part.form.per_scale),
+            per_bias: per(part.form.per_bias),
+            share: part.share,
+            factor,
+            sums_count: plan.sum_blocks() as u32,
+            n: plan.shape.n as u32,
+            m: plan.shape.m as u32,
+        }
+    }
+
+    /// Sweeps of one objective before its weights, and its coefficients. `kept` tells whether all similarities are in
+    /// memory.
+    ///
+    /// # Safety
+    /// As [`Self::launch`].
+    unsafe fn launch_part(&self, kernels: &Kernels, stream: &CudaStream, at: usize, kept: &mut bool) -> Result<()> {
+        let plan = self.plan;
+        let (part, dtype, shape) = (&plan.parts[at], self.a.x.dtype, plan.shape);
+        let stats = by_dtype(dtype, STATS[usize::from(part.form.both)]);
+        let lines = |count: usize| (count.div_ceil(LINES) as u32, 1, 1);
+        let grid = (plan.splits.cols as u32, plan.splits.rows as u32, 1);
+        let keep = |kept: &mut bool| match plan.kept {
+            Kept::All(_) if std::mem::replace(kept, true) => Keep::Load,
+            Kept::All(_) => Keep::Store,
+            _ => Keep::Nothing,
+        };
+        // SAFETY: by the caller's promise.
+        unsafe {
+            if let Some(goal) = &part.goal {
+                return self.launch_goal(kernels, stream, part, goal);
+            }
+            if self.has_pairs() {
+                if part.form.form == Form::Triplet {
+                    launch_sweep(kernels, stream, dtype, &self.pairs(part))?;
+                }
+                // The extremes are the same for every part with a miner.
+                if part.form.mined && !plan.parts[..at].iter().any(|part| part.form.mined) {
+                    let params = self.stats(part, true, keep(kept));
+                    launch(kernels, stream, stats, grid, TILE_BLOCK, TILE_SHARED_BYTES, &params)?;
+                    launch(kernels, stream, "pairwise_extremes", lines(shape.n), LINES as u32, 0, &self.extremes())?;
+                }
+                if part.form.has_statistics() {
+                    let params = self.stats(part, false, keep(kept));
+                    launch(kernels, stream, stats, grid, TILE_BLOCK, TILE_SHARED_BYTES, &params)?;
+                }
+            }
+            let grid = (finalize_blocks(shape.n, shape.m) as u32, 1, 1);
+            launch(kernels, stream, "pairwise_finalize", grid, LINES as u32, 0, &self.finalize(at))
+        }
+    }
+
+    /// Weights of a wave, part after part.
+    ///
+    /// # Safety
+    /// As [`Self::launch`].
+    unsafe fn launch_wave(&self, kernels: &Kernels, stream: &CudaStream, wave: &Wave, mut kept: bool) -> Result<()> {
+        let plan = self.plan;
+        let dtype = self.a.x.dtype;
+        for (at, part) in plan.parts.iter().enumerate() {
+            let keep = match plan.kept {
+                _ if !part.dense() => Keep::Skip,
+                Kept::Nothing => Keep::Nothing,
+                _ if std::mem::replace(&mut kept, true) => Keep::Load,
+                _ => Keep::Store,
+            };
+            let weights = by_dtype(dtype, WEIGHTS[usize::from(part.form.both)]);
+            let grid = (wave.splits.cols as u32, wave.splits.rows as u32, 1);
+            let params = self.weights(at, wave, keep);
+            // SAFETY: by the caller's promise.
+            unsafe { launch(kernels, stream, weights, grid, TILE_BLOCK, TILE_SHARED_BYTES, &params) }?;
+        }
+        Ok(())
     }
 
     /// Enqueues everything.
@@ -273,39 +398,31 @@ impl Step<'_> {
     /// # Safety
     /// Every buffer of the arguments is valid on the stream's device for its extent until the enqueued work has run.
     pub(super) unsafe fn launch(&self, kernels: &Kernels, stream: &CudaStream) -> Result<()> {
-        let Self { a, plan, .. } = self;
-        let (dtype, form, shape) = (a.x.dtype, &plan.form, plan.shape);
-        let sweep_grid = (plan.splits.cols as u32, plan.splits.rows as u32, 1);
-        let both = usize::from(form.both);
-        let stats = by_dtype(dtype, STATS[both]);
-        let lines = |count: usize| (count.div_ceil(LINES) as u32, 1, 1);
+        let plan = self.plan;
+        let parts = 0..plan.parts.len();
+        let mut kept = false;
         // SAFETY: the extents were checked, the regions of the workspace are disjoint, the pointers are valid by the
         // caller's promise.
         unsafe {
             plan.prepare.launch(kernels, stream, self.base)?;
-            if self.has_pairs() {
-                if form.form == Form::Triplet {
-                    launch_sweep(kernels, stream, dtype, &self.pairs())?;
-                }
-                if form.mined {
-                    launch(kernels, stream, stats, sweep_grid, TILE_BLOCK, TILE_SHARED_BYTES, &self.stats(true))?;
-                    let grid = lines(shape.n);
-                    launch(kernels, stream, "pairwise_extremes", grid, LINES as u32, 0, &self.extremes())?;
-                }
-                if form.has_statistics() {
-                    launch(kernels, stream, stats, sweep_grid, TILE_BLOCK, TILE_SHARED_BYTES, &self.stats(false))?;
-                }
+            for at in parts.clone() {
+                self.launch_part(kernels, stream, at, &mut kept)?;
             }
-            let grid = (finalize_blocks(shape.n, shape.m) as u32, 1, 1);
-            launch(kernels, stream, "pairwise_finalize", grid, LINES as u32, 0, &self.finalize())?;
             let gradient = self.gradient();
             for wave in &plan.waves {
-                let weights = by_dtype(dtype, WEIGHTS[both]);
-                let grid = (wave.splits.cols as u32, wave.splits.rows as u32, 1);
-                launch(kernels, stream, weights, grid, TILE_BLOCK, TILE_SHARED_BYTES, &self.weights(wave))?;
+                self.launch_wave(kernels, stream, wave, kept)?;
                 gradient.products(kernels, stream, wave)?;
             }
-            gradient.finish(kernels, stream, &self.report())
+            for at in parts.filter(|_| plan.kind == Kind::Mixture) {
+                let params = self.mixture_report(at);
+                launch(kernels, stream, "pairwise_mixture_report", (1, 1, 1), 32, 0, &params)?;
+            }
+            gradient.finish(kernels, stream, &self.report_of_weights())
         }
     }
+}
+
+/// One over a scale, 0 where there is none.
+fn per(scale: Option<f64>) -> f64 {
+    scale.map_or(0.0, |s| 1.0 / s)
 }

@@ -4,6 +4,7 @@
 pub mod check;
 pub mod data;
 pub mod goal;
+pub mod mixture;
 pub mod pairwise;
 
 use std::io::Write;

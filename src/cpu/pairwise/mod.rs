@@ -8,6 +8,7 @@ mod gradient;
 mod member;
 mod operands;
 mod positives;
+mod sparse;
 mod statistics;
 mod tiles;
 
@@ -16,8 +17,10 @@ use self::custom::{ColumnPositives, Custom, Hardest, NearNegatives, NearPositive
 use self::form::{Circle, Hinge, Lifted, MultiSimilarity, RankedList, SigLip, Softmax};
 use self::gradient::gradient;
 use self::member::{Formed, Member, Parameters, Survey};
+use self::sparse::Sparse;
 use self::statistics::{Statistics, statistics};
 use self::tiles::{Operand, Tiles, left_out};
+use super::goal::weight_matrix;
 use super::pack::Rows;
 use super::pool::Cpu;
 use super::real::Real;
@@ -28,8 +31,9 @@ use crate::custom::PairObjective;
 use crate::dtype::{Element, GradientOf};
 use crate::error::Result;
 use crate::matrix::{MatMut, MatRef};
+use crate::mixture::{Conflict, MixtureObjective, MixtureReport, PairwisePart};
 use crate::options::{Normalization, WriteMode};
-use crate::pairwise::{Conflict, MixtureReport, PairwiseObjective, PairwiseOptions, PairwisePart, PairwiseReport};
+use crate::pairwise::{PairwiseObjective, PairwiseOptions, PairwiseReport};
 
 /// A step's matrices and what all of its objectives share.
 struct Inputs<'a, T: Element> {
@@ -90,7 +94,15 @@ fn member<'a, T: Element>(
     part: &PairwisePart,
 ) -> Box<dyn Member<T::Acc> + 'a> {
     let of = T::Acc::from_f64;
-    let objective = part.objective;
+    let objective = match part.objective {
+        MixtureObjective::Pairwise(objective) => objective,
+        MixtureObjective::Goal(objective) => {
+            let (groups, factor) = (inputs.options.groups, inputs.options.upstream * part.weight);
+            let (x, y) = (inputs.x.rows, inputs.y.rows);
+            let (weights, report) = weight_matrix(tiles.cpu, x, y, &objective, groups, factor);
+            return Box::new(Sparse { weights, report });
+        }
+    };
     let classes = Classes::new(objective.single_positive(), inputs.options, inputs.single);
     let counts = classes.counts(tiles.cut.n, tiles.cut.m);
     let parameters = parameters(tiles, inputs, &objective, classes);
@@ -213,9 +225,10 @@ fn step<T: Element, G: GradientOf<T>>(
     let extent = |mat: &MatMut<'_, G>| (mat.rows(), mat.cols());
     let dy_extent = dy.as_ref().map_or((y.rows(), y.cols()), extent);
     let (x_extent, y_extent) = ((x.rows(), x.cols()), (y.rows(), y.cols()));
-    check::pairwise_step(op, x_extent, y_extent, parts, &options.into(), extent(&dx), dy_extent)?;
+    let single = dy.is_none();
+    check::pairwise_step(op, x_extent, y_extent, single, parts, &options.into(), extent(&dx), dy_extent)?;
     let mut relation = None;
-    let reports = with_inputs(cpu, x, y, options, dy.is_none(), |inputs| {
+    let reports = with_inputs(cpu, x, y, options, single, |inputs| {
         relation = conflict.then(|| alone::<T, G>(cpu, inputs, parts));
         solve(cpu, inputs, parts, options.write, dx, dy)
     });
@@ -264,16 +277,7 @@ fn alone<T: Element, G: GradientOf<T>>(cpu: &Cpu, inputs: &Inputs<'_, T>, parts:
         dx.iter().chain(&dy).map(|v| v.to_f64()).collect()
     };
     let gradients: Vec<Vec<f64>> = parts.iter().map(gradient_of).collect();
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let norms: Vec<f64> = gradients.iter().map(|g| dot(g, g).sqrt()).collect();
-    let mut cosines = Vec::with_capacity(parts.len() * parts.len());
-    for (a, norm_a) in gradients.iter().zip(&norms) {
-        for (b, norm_b) in gradients.iter().zip(&norms) {
-            let product = norm_a * norm_b;
-            cosines.push(if product == 0.0 { 0.0 } else { dot(a, b) / product });
-        }
-    }
-    Conflict { norms, cosines }
+    Conflict::of(&gradients)
 }
 
 /// One step of an objective over all pairs of `x` (`n × d`) and `y` (`m × d`): its loss, and the gradients
@@ -330,7 +334,8 @@ pub fn pairwise_step_single<T: Element, G: GradientOf<T>>(
 /// weight matrices are added, and the gradient's two products are taken once.
 ///
 /// `options` are those of every part; a part that has no use for an option goes without it, but one of them must have a
-/// use. With `conflict` the report also says how long each part's gradient is and how much the parts agree, for which each
+/// use. A part may be a GOAL objective, whose few weights are added to the others': it takes pairs (`n = m`) and groups, and
+/// masks and weights of rows and columns are refused beside it. With `conflict` the report also says how long each part's gradient is and how much the parts agree, for which each
 /// part is computed once more by itself, into memory of the size of both gradients per part.
 ///
 /// # Errors
@@ -348,8 +353,23 @@ pub fn pairwise_mixture<T: Element, G: GradientOf<T>>(
     dy: MatMut<'_, G>,
 ) -> Result<MixtureReport> {
     let (reports, conflict) = step("pairwise_mixture", cpu, x, y, parts, options, conflict, dx, Some(dy))?;
-    let loss = parts.iter().zip(&reports).map(|(part, report)| part.weight * report.loss).sum();
-    Ok(MixtureReport { loss, parts: reports, conflict })
+    Ok(MixtureReport::new(parts, reports, conflict))
+}
+
+/// As [`pairwise_mixture`] for one set, as [`pairwise_step_single`]; there are no GOAL parts then.
+///
+/// # Errors
+/// As [`pairwise_mixture`].
+pub fn pairwise_mixture_single<T: Element, G: GradientOf<T>>(
+    cpu: &Cpu,
+    x: MatRef<'_, T>,
+    parts: &[PairwisePart],
+    options: &PairwiseOptions<'_>,
+    conflict: bool,
+    dx: MatMut<'_, G>,
+) -> Result<MixtureReport> {
+    let (reports, conflict) = step("pairwise_mixture_single", cpu, x, x, parts, options, conflict, dx, None)?;
+    Ok(MixtureReport::new(parts, reports, conflict))
 }
 
 /// A step of one objective.
@@ -364,7 +384,7 @@ fn one<T: Element, G: GradientOf<T>>(
     dx: MatMut<'_, G>,
     dy: Option<MatMut<'_, G>>,
 ) -> Result<PairwiseReport> {
-    let part = PairwisePart { weight: 1.0, objective: *objective };
+    let part = PairwisePart::new(1.0, *objective);
     let (reports, _) = step(op, cpu, x, y, &[part], options, false, dx, dy)?;
     Ok(reports.first().copied().unwrap_or_default())
 }

@@ -1,0 +1,508 @@
+//! What the step of a mixture on device memory promises beside its results, and that stored similarities change no bit.
+#![cfg(feature = "cuda")]
+
+mod cuda_support;
+
+use std::sync::Arc;
+
+use cuda_support::{
+    Guarded, calls_between, capture, child, device, emulated, is_child, kernel_nodes, numbers, say, turn,
+};
+use cudarc::driver::{CudaSlice, CudaStream};
+use half::{bf16, f16};
+use simgrad::cuda::raw::{self, RawPairwiseMixture, RawUpstream};
+use simgrad::cuda::*;
+use simgrad::{
+    DType, Error, GradientOf, MixtureObjective, Normalization, PairwiseObjective, PairwisePart, PairwiseReport,
+    WriteMode,
+};
+
+const L2: Normalization = Normalization::L2;
+
+/// Of `weight*name` for each part.
+fn parts(text: &str) -> Vec<PairwisePart> {
+    let part = |text: &str| {
+        let (weight, name) = text.split_once('*').unwrap_or(("1", text));
+        PairwisePart::new(weight.parse().unwrap(), name.parse::<MixtureObjective>().unwrap())
+    };
+    text.split_whitespace().map(part).collect()
+}
+
+/// Memory that a step is granted: for weights, for similarities.
+type Grant = (usize, usize);
+const PLENTY: Grant = (PAIRWISE_WAVE_BYTES, 0);
+
+/// Everything that a step on device memory needs.
+struct Step<T, G> {
+    shape: [usize; 3],
+    grant: Grant,
+    x: Guarded<T>,
+    y: Guarded<T>,
+    dx: Guarded<G>,
+    dy: Guarded<G>,
+    reports: CudaSlice<PairwiseReport>,
+    /// Left alone unless it is asked for.
+    conflict: Option<Guarded<f64>>,
+    workspace: Guarded<u8>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Outcome<G> {
+    dx: Vec<G>,
+    dy: Vec<G>,
+    reports: Vec<PairwiseReport>,
+    conflict: Option<Vec<f64>>,
+}
+
+impl<T: DeviceElement, G: GradientOf<T> + DeviceElement> Step<T, G> {
+    fn new(
+        stream: &Arc<CudaStream>,
+        [n, m, d]: [usize; 3],
+        parts: &[PairwisePart],
+        grant @ (wave, keep): Grant,
+        seed: u64,
+    ) -> Self {
+        let bytes = pairwise_mixture_workspace_bytes(n, m, d, T::DTYPE, parts, L2, wave, keep, false).unwrap();
+        let report = PairwiseReport { loss: f64::NAN, d_scale: f64::NAN, overflow: 77, ..PairwiseReport::default() };
+        Self {
+            shape: [n, m, d],
+            grant,
+            x: Guarded::of(stream, &numbers(n * d, seed)),
+            y: Guarded::of(stream, &numbers(m * d, seed + 1)),
+            dx: Guarded::poisoned(stream, n * d),
+            dy: Guarded::poisoned(stream, m * d),
+            reports: stream.clone_htod(&vec![report; parts.len()]).unwrap(),
+            conflict: None,
+            workspace: Guarded::poisoned(stream, bytes),
+        }
+    }
+
+    /// The same step, which also compares the parts' gradients.
+    fn with_conflict(mut self, stream: &Arc<CudaStream>, parts: &[PairwisePart]) -> Self {
+        let ([n, m, d], (wave, keep)) = (self.shape, self.grant);
+        let bytes = pairwise_mixture_workspace_bytes(n, m, d, T::DTYPE, parts, L2, wave, keep, true).unwrap();
+        self.workspace = Guarded::poisoned(stream, bytes);
+        self.conflict = Some(Guarded::poisoned(stream, pairwise_conflict_len(parts.len())));
+        self
+    }
+
+    fn enqueue(
+        &mut self,
+        kernels: &Kernels,
+        stream: &CudaStream,
+        parts: &[PairwisePart],
+        options: DevicePairwiseOptions<'_>,
+    ) -> simgrad::Result<()> {
+        let ([n, m, d], (wave_bytes, keep_bytes)) = (self.shape, self.grant);
+        let options = DevicePairwiseOptions { wave_bytes, keep_bytes, ..options };
+        let x = DeviceMat::new(self.x.view(), n, d)?;
+        let y = DeviceMat::new(self.y.view(), m, d)?;
+        let mut dx = DeviceMatMut::new(self.dx.view_mut(), n, d)?;
+        let mut dy = DeviceMatMut::new(self.dy.view_mut(), m, d)?;
+        let reports = &mut self.reports.as_view_mut();
+        let workspace = &mut self.workspace.view_mut();
+        let mut conflict = self.conflict.as_mut().map(Guarded::view_mut);
+        let conflict = conflict.as_mut();
+        pairwise_mixture(kernels, stream, &x, &y, parts, &options, &mut dx, &mut dy, reports, conflict, workspace)
+    }
+
+    fn outcome(&self, stream: &Arc<CudaStream>) -> Outcome<G> {
+        self.workspace.read(stream, "workspace");
+        Outcome {
+            dx: self.dx.read(stream, "dx"),
+            dy: self.dy.read(stream, "dy"),
+            reports: stream.clone_dtoh(&self.reports).unwrap(),
+            conflict: self.conflict.as_ref().map(|conflict| conflict.read(stream, "conflict")),
+        }
+    }
+}
+
+fn plain() -> DevicePairwiseOptions<'static> {
+    DevicePairwiseOptions::default()
+}
+
+fn run<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
+    shape: [usize; 3],
+    parts: &[PairwisePart],
+    grant: Grant,
+) -> Option<Outcome<G>> {
+    let (context, kernels) = device()?;
+    let _turn = turn();
+    let stream = context.new_stream().unwrap();
+    let mut step = Step::<T, G>::new(&stream, shape, parts, grant, 5);
+    step.enqueue(kernels, &stream, parts, plain()).unwrap();
+    Some(step.outcome(&stream))
+}
+
+/// Memory for every similarity.
+const ALL: usize = usize::MAX;
+
+fn stored_is_computed<T: DeviceElement, G: GradientOf<T> + DeviceElement>(shape: [usize; 3], text: &str) {
+    let parts = parts(text);
+    // One row of tiles at a time, and all at once.
+    for wave in [0, PAIRWISE_WAVE_BYTES] {
+        let Some(computed) = run::<T, G>(shape, &parts, (wave, 0)) else { return };
+        let stored = run::<T, G>(shape, &parts, (wave, ALL)).unwrap();
+        assert_eq!(computed, stored, "{} {text}, waves of {wave} bytes", T::DTYPE);
+    }
+}
+
+#[test]
+fn stored_similarities_change_no_bit() {
+    for objective in PairwiseObjective::ALL {
+        stored_is_computed::<f32, f32>([150, 270, 12], objective.name());
+    }
+    for text in ["infonce", "ms-mined"] {
+        stored_is_computed::<bf16, f32>([270, 150, 24], text);
+        stored_is_computed::<f16, f16>([270, 150, 24], text);
+    }
+    let mixed = "infonce 0.5*siglip -1*ms-mined 0.25*triplet-all";
+    stored_is_computed::<f32, f32>([150, 150, 12], mixed);
+    stored_is_computed::<bf16, f32>([150, 150, 12], &format!("0.1*hinge-con {mixed} 0.2*nca-sig_ms"));
+    stored_is_computed::<bf16, f32>([150, 150, 12], "siglip siglip");
+}
+
+#[test]
+fn room_for_similarities_is_taken_only_where_they_fit_and_save_a_sweep() {
+    let bytes = |name: &str, keep: usize| {
+        pairwise_workspace_bytes(300, 200, 8, DType::F32, &name.parse().unwrap(), L2, 0, keep).unwrap()
+    };
+    let all = 384 * 256 * 4;
+    assert_eq!(bytes("infonce", all) - bytes("infonce", 0), all);
+    assert_eq!(bytes("infonce", all - 1), bytes("infonce", 0));
+    assert_eq!(bytes("siglip", ALL), bytes("siglip", 0), "it has one sweep");
+    assert_eq!(bytes("ms-mined", ALL) - bytes("ms-mined", 0), all);
+}
+
+#[test]
+fn waves_of_rows_add_up_and_rows_do_not_depend_on_them() {
+    let text = "infonce 0.5*siglip -0.5*circle 0.1*hinge-con";
+    let parts = parts(text);
+    let Some(one) = run::<f32, f32>([270, 270, 12], &parts, (0, 0)) else { return };
+    let all = run::<f32, f32>([270, 270, 12], &parts, PLENTY).unwrap();
+    assert_eq!(one.dx, all.dx, "a row of X does not depend on the waves");
+    let largest = all.dy.iter().fold(0.0f32, |a, v| a.max(v.abs()));
+    assert!(one.dy.iter().zip(&all.dy).all(|(a, b)| (a - b).abs() <= 1e-6 * largest));
+    for (one, all) in one.reports.iter().zip(&all.reports) {
+        assert!(
+            (one.loss / all.loss - 1.0).abs() < 1e-6 && (one.d_scale - all.d_scale).abs() <= 1e-6,
+            "{one:?} {all:?}"
+        );
+    }
+}
+
+#[test]
+fn a_parts_weight_does_not_touch_its_loss_and_scales_its_derivatives() {
+    let shape = [140, 140, 8];
+    let mixed = parts("-0.5*infonce 4*siglip 0*supcon 0.25*hinge-con");
+    let Some(found) = run::<bf16, f32>(shape, &mixed, PLENTY) else { return };
+    for (part, report) in mixed.iter().zip(&found.reports) {
+        let alone = run::<bf16, f32>(shape, &[PairwisePart { weight: 1.0, ..*part }], PLENTY).unwrap().reports[0];
+        let scaled =
+            PairwiseReport { d_scale: part.weight * alone.d_scale, d_bias: part.weight * alone.d_bias, ..alone };
+        assert_eq!(*report, scaled, "{}", part.objective);
+    }
+}
+
+/// Kernels of a step: `waves` waves.
+fn launches_of(parts: &[PairwisePart], waves: usize) -> usize {
+    let before = |part: &PairwisePart| match part.objective.to_string().as_str() {
+        "siglip" => 1,
+        "triplet-all" => 3,
+        "ms-mined" => 4,
+        _ => 2,
+    };
+    2 + parts.iter().map(|part| before(part) + 1).sum::<usize>() + waves * (parts.len() + 1)
+}
+
+fn replay_equals_eager<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
+    text: &str,
+    shape @ [n, m, d]: [usize; 3],
+    grant: Grant,
+    waves: usize,
+) {
+    let Some((context, kernels)) = device() else { return };
+    let _turn = turn();
+    let stream = context.new_stream().unwrap();
+    let parts = parts(text);
+    let mut captured = Step::<T, G>::new(&stream, shape, &parts, grant, 1);
+    let graph = capture(&stream, || captured.enqueue(kernels, &stream, &parts, plain()).unwrap());
+    assert_eq!(kernel_nodes(&graph), launches_of(&parts, waves), "{text}: launches of a step");
+    for seed in [1, 40] {
+        captured.x.set(&stream, &numbers(n * d, seed));
+        captured.y.set(&stream, &numbers(m * d, seed + 1));
+        graph.launch().unwrap();
+        let mut eager = Step::<T, G>::new(&stream, shape, &parts, grant, seed);
+        eager.enqueue(kernels, &stream, &parts, plain()).unwrap();
+        assert_eq!(captured.outcome(&stream), eager.outcome(&stream), "{text}, inputs {seed}");
+    }
+    context.check_err().unwrap();
+}
+
+#[test]
+fn a_captured_step_replays_with_new_inputs() {
+    replay_equals_eager::<bf16, bf16>("infonce 0.5*siglip", [20, 30, 16], PLENTY, 1);
+    replay_equals_eager::<f32, f32>("triplet-all -1*ms-mined 0.5*nca-lin_ms", [140, 140, 9], (0, ALL), 2);
+    replay_equals_eager::<f32, f32>("hinge-con", [10, 10, 9], PLENTY, 1);
+}
+
+#[test]
+fn a_set_with_itself_can_be_captured() {
+    let Some((context, kernels)) = device() else { return };
+    let _turn = turn();
+    let stream = context.new_stream().unwrap();
+    let (n, d, parts) = (20, 8, parts("supcon 0.5*siglip"));
+    let x = Guarded::of(&stream, &numbers::<f32>(n * d, 1));
+    let ids = Guarded::of(&stream, &(0..n as i64).map(|i| i % 4).collect::<Vec<i64>>());
+    let mut dx = Guarded::<f32>::poisoned(&stream, n * d);
+    let mut reports = stream.clone_htod(&[PairwiseReport::default(); 2]).unwrap();
+    let bytes =
+        pairwise_mixture_single_workspace_bytes(n, d, DType::F32, &parts, L2, PAIRWISE_WAVE_BYTES, 0, true).unwrap();
+    let mut work = Guarded::poisoned(&stream, bytes);
+    let mut conflict = Guarded::poisoned(&stream, pairwise_conflict_len(2));
+    let graph = capture(&stream, || {
+        let groups = Some(DeviceGroups { rows: ids.view(), cols: ids.view() });
+        let options = DevicePairwiseOptions { groups, ..plain() };
+        let x = DeviceMat::new(x.view(), n, d).unwrap();
+        let mut dx = DeviceMatMut::new(dx.view_mut(), n, d).unwrap();
+        let (reports, work) = (&mut reports.as_view_mut(), &mut work.view_mut());
+        let conflict = Some(&mut conflict.view_mut());
+        pairwise_mixture_single(kernels, &stream, &x, &parts, &options, &mut dx, reports, conflict, work).unwrap();
+    });
+    assert_eq!(kernel_nodes(&graph), launches_of(&parts, 1) + launches_of_conflict(&parts, 1));
+    graph.launch().unwrap();
+    assert!(dx.read(&stream, "dx").iter().all(|v| v.is_finite()));
+    work.read(&stream, "workspace");
+    assert!(stream.clone_dtoh(&reports).unwrap().iter().all(|r| r.positives == 4 * 5 * 4));
+}
+
+/// Kernels that compare the parts' gradients.
+fn launches_of_conflict(parts: &[PairwisePart], waves: usize) -> usize {
+    2 + parts.chunks(1).map(|one| launches_of(one, waves)).sum::<usize>()
+}
+
+#[test]
+fn a_step_that_compares_gradients_can_be_captured_and_is_otherwise_the_same() {
+    let Some((context, kernels)) = device() else { return };
+    let _turn = turn();
+    let stream = context.new_stream().unwrap();
+    for (text, [n, m, d]) in [("infonce 0*siglip -0.5*hinge-con", [140, 140, 40]), ("-2*circle", [5, 3, 4])] {
+        let parts = parts(text);
+        let new = || Step::<bf16, bf16>::new(&stream, [n, m, d], &parts, PLENTY, 5);
+        let mut step = new().with_conflict(&stream, &parts);
+        let graph = capture(&stream, || step.enqueue(kernels, &stream, &parts, plain()).unwrap());
+        assert_eq!(kernel_nodes(&graph), launches_of(&parts, 1) + launches_of_conflict(&parts, 1), "{text}");
+        graph.launch().unwrap();
+        let found = step.outcome(&stream);
+        let mut without = new();
+        without.enqueue(kernels, &stream, &parts, plain()).unwrap();
+        assert_eq!(Outcome { conflict: None, ..step.outcome(&stream) }, without.outcome(&stream), "{text}");
+        // The gradients of the parts alone, in f32.
+        let gradients: Vec<Vec<f64>> = parts
+            .chunks(1)
+            .map(|one| {
+                let mut step = Step::<bf16, f32>::new(&stream, [n, m, d], one, PLENTY, 5);
+                step.enqueue(kernels, &stream, one, plain()).unwrap();
+                let Outcome { dx, dy, .. } = step.outcome(&stream);
+                dx.iter().chain(&dy).map(|&v| f64::from(v)).collect()
+            })
+            .collect();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let norms: Vec<f64> = gradients.iter().map(|g| dot(g, g).sqrt()).collect();
+        let count = parts.len();
+        let conflict = found.conflict.unwrap();
+        for a in 0..count {
+            assert!((conflict[a] - norms[a]).abs() <= 1e-12 * norms[a], "{text}: norm {a}");
+            for b in 0..count {
+                let product = norms[a] * norms[b];
+                let want = if product == 0.0 { 0.0 } else { dot(&gradients[a], &gradients[b]) / product };
+                assert!((conflict[count + a * count + b] - want).abs() <= 1e-12, "{text}: cosine {a} {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_what_was_in_the_workspace() {
+    let Some((context, kernels)) = device() else { return };
+    let _turn = turn();
+    let stream = context.new_stream().unwrap();
+    for (text, grant) in [
+        ("infonce 0.5*siglip ms-mined triplet-all supcon", (0, 0)),
+        ("0.1*hinge-con circle 0.2*nca-sig_ms", (0, ALL)),
+        ("hinge-con 0.2*nca-lin_ms", PLENTY),
+    ] {
+        let parts = parts(text);
+        let mut step = Step::<f32, f32>::new(&stream, [140, 140, 6], &parts, grant, 5);
+        if grant == PLENTY {
+            step = step.with_conflict(&stream, &parts);
+        }
+        step.enqueue(kernels, &stream, &parts, plain()).unwrap();
+        let first = step.outcome(&stream);
+        // As the first step left it, then another bit pattern.
+        for fill in [None, Some(0x55)] {
+            if let Some(byte) = fill {
+                let len = step.workspace.view().len();
+                step.workspace.set(&stream, &vec![byte; len]);
+            }
+            step.dx.poison(&stream);
+            step.dy.poison(&stream);
+            step.enqueue(kernels, &stream, &parts, plain()).unwrap();
+            assert_eq!(step.outcome(&stream), first, "{text}, workspace {fill:?}");
+        }
+    }
+}
+
+#[test]
+fn the_factor_from_the_device_is_the_factor_from_the_host() {
+    let Some((context, kernels)) = device() else { return };
+    let _turn = turn();
+    let stream = context.new_stream().unwrap();
+    let parts = parts("infonce 0.5*siglip 0.1*hinge-con");
+    let factor = Guarded::of(&stream, &[-3.0f32]);
+    let outcome = |upstream| {
+        let mut step = Step::<f32, f32>::new(&stream, [20, 20, 8], &parts, PLENTY, 5);
+        step.enqueue(kernels, &stream, &parts, DevicePairwiseOptions { upstream, ..plain() }).unwrap();
+        step.outcome(&stream)
+    };
+    assert_eq!(outcome(Upstream::Host(-3.0)), outcome(Upstream::Device(factor.view())));
+}
+
+#[test]
+fn bad_pointers_and_sizes_are_refused_before_anything_is_enqueued() {
+    let Some((context, kernels)) = device() else { return };
+    let _turn = turn();
+    let stream = context.new_stream().unwrap();
+    let parts = parts("infonce hinge-con");
+    let mat = |ptr| RawMat::new(ptr, 4, 8, DType::F32);
+    let wave = PAIRWISE_WAVE_BYTES;
+    let bytes = pairwise_mixture_workspace_bytes(4, 4, 8, DType::F32, &parts, L2, wave, 0, false).unwrap();
+    let good = RawPairwiseMixture {
+        x: mat(0x1000),
+        y: Some(mat(0x2000)),
+        parts: &parts,
+        normalization: L2,
+        groups: None,
+        ignore_rows: RawBuf::NULL,
+        ignore_cols: RawBuf::NULL,
+        row_weights: RawBuf::NULL,
+        col_weights: RawBuf::NULL,
+        log_q: RawBuf::NULL,
+        upstream: RawUpstream::Host(1.0),
+        write: WriteMode::Overwrite,
+        dx: mat(0x3000),
+        dy: Some(mat(0x4000)),
+        reports: RawBuf::new(0x5000, 2),
+        conflict: RawBuf::NULL,
+        wave_bytes: wave,
+        keep_bytes: 0,
+        workspace: RawBuf::new(0x10_0000, bytes),
+    };
+    let refused =
+        // SAFETY: every call is refused before anything is enqueued.
+        |a: &RawPairwiseMixture<'_>| unsafe { raw::pairwise_mixture(kernels, &stream, a) }.expect_err("an error");
+    let op = "pairwise_mixture";
+    let error = refused(&RawPairwiseMixture { reports: RawBuf::new(0x5000, 1), ..good });
+    assert_eq!(error, Error::TooShort { op, arg: "reports", expected: 2, got: 1 });
+    let error = refused(&RawPairwiseMixture { reports: RawBuf::new(0x3040, 2), ..good });
+    assert_eq!(error, Error::Overlap { op, arg: "reports", other: "dx" });
+    let error = refused(&RawPairwiseMixture { conflict: RawBuf::new(0x6000, 5), ..good });
+    assert_eq!(error, Error::TooShort { op, arg: "conflict", expected: 6, got: 5 });
+    let error = refused(&RawPairwiseMixture { conflict: RawBuf::new(0x6000, 6), ..good });
+    assert!(matches!(error, Error::TooShort { arg: "workspace", .. }), "{error}");
+    let error = refused(&RawPairwiseMixture { workspace: RawBuf::new(0x10_0000, bytes - 1), ..good });
+    assert_eq!(error, Error::TooShort { op, arg: "workspace", expected: bytes, got: bytes - 1 });
+    let error = refused(&RawPairwiseMixture { keep_bytes: ALL, ..good });
+    assert!(matches!(error, Error::TooShort { arg: "workspace", .. }), "{error}");
+    let error = refused(&RawPairwiseMixture { y: None, dy: None, ..good });
+    assert!(matches!(error, Error::InvalidOption { op: "pairwise_mixture_single", arg: "parts.objective", .. }));
+    let error = refused(&RawPairwiseMixture { ignore_cols: RawBuf::new(0x7000, 4), ..good });
+    assert!(matches!(error, Error::InvalidOption { arg: "options.ignore_cols", .. }), "{error}");
+    let error = refused(&RawPairwiseMixture { parts: &[], ..good });
+    assert!(matches!(error, Error::InvalidOption { arg: "parts", .. }), "{error}");
+}
+
+const HOT_BEGINS: &str = "the hot step begins";
+const HOT_ENDS: &str = "the hot step ends";
+const HOT: &str = "infonce 0.5*siglip 0.1*hinge-con";
+
+#[test]
+fn child_runs_a_hot_step() {
+    if !is_child("child_runs_a_hot_step") {
+        return;
+    }
+    let (context, kernels) = device().expect("a device");
+    let stream = context.new_stream().unwrap();
+    let parts = parts(HOT);
+    let mut step = Step::<bf16, f32>::new(&stream, [40, 40, 16], &parts, PLENTY, 5);
+    step.enqueue(kernels, &stream, &parts, plain()).unwrap();
+    stream.synchronize().unwrap();
+    say(HOT_BEGINS);
+    step.enqueue(kernels, &stream, &parts, plain()).unwrap();
+    say(HOT_ENDS);
+    step.outcome(&stream);
+}
+
+#[test]
+fn a_hot_step_is_launches_and_nothing_that_waits_copies_or_allocates() {
+    if device().is_none() {
+        return;
+    }
+    if !emulated("child_runs_a_hot_step") {
+        return say("note: no log of driver calls here; the captured graph says the same");
+    }
+    let run = child("child_runs_a_hot_step", &[("GPUEMU_LOG", Some("2"))]).expect(HOT_ENDS);
+    let calls = calls_between(&run.text, HOT_BEGINS, HOT_ENDS);
+    assert_eq!(calls.get("cuLaunchKernel"), Some(&launches_of(&parts(HOT), 1)), "{calls:?}");
+    let allowed = ["cuLaunchKernel", "cuCtxGetCurrent"];
+    assert!(calls.keys().all(|call| allowed.contains(call)), "{calls:?}");
+}
+
+#[test]
+fn child_steps_through_refused_launches() {
+    if !is_child("child_steps_through_refused_launches") {
+        return;
+    }
+    let (context, kernels) = device().expect("a device");
+    let stream = context.new_stream().unwrap();
+    let parts = parts("infonce hinge-con");
+    let mut step = Step::<f32, f32>::new(&stream, [10, 10, 8], &parts, PLENTY, 3);
+    let ones = vec![1.0f32; 80];
+    step.dx.set(&stream, &ones);
+    step.dy.set(&stream, &ones);
+    let options = || DevicePairwiseOptions { write: WriteMode::Accumulate, ..plain() };
+    match step.enqueue(kernels, &stream, &parts, options()) {
+        Err(Error::LaunchRefused { kernel, .. }) => say(&format!("refused: {kernel}")),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(step.dx.read(&stream, "dx"), ones, "a refused step has added to dx");
+    assert_eq!(step.dy.read(&stream, "dy"), ones, "a refused step has added to dy");
+    step.enqueue(kernels, &stream, &parts, options()).unwrap();
+    assert_ne!(step.dx.read(&stream, "dx"), ones);
+    context.check_err().unwrap();
+}
+
+#[test]
+fn every_refused_launch_names_its_kernel_and_leaves_the_gradients_alone() {
+    if device().is_none() || !emulated("child_steps_through_refused_launches") {
+        return;
+    }
+    let kernels = [
+        "prepare_f32",
+        "pairwise_stats_both_f32",
+        "pairwise_finalize",
+        "mine_f32",
+        "goal_finalize",
+        "pairwise_weights_both_f32",
+        "pairwise_weights_both_f32",
+        "pairwise_grad_f32",
+        "pairwise_mixture_report",
+        "pairwise_mixture_report",
+        "pairwise_finish_f32_f32",
+    ];
+    for (k, kernel) in (1..).zip(kernels) {
+        let rule = format!("launch:{k}");
+        let vars = [("GPUEMU_FAIL", Some(rule.as_str()))];
+        child("child_steps_through_refused_launches", &vars).expect(&format!("refused: {kernel}"));
+    }
+}
