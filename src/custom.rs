@@ -19,6 +19,10 @@ pub struct AnchorView {
     pub positives: u32,
     /// Negatives.
     pub negatives: u32,
+    /// Mean of [`PairObjective::near_negative`], 0 where it is not asked for.
+    pub near_negatives: f64,
+    /// Mean of [`PairObjective::near_positive`], 0 where it is not asked for.
+    pub near_positives: f64,
 }
 
 /// One pair that is to be weighed.
@@ -71,6 +75,33 @@ pub trait PairObjective: Sync {
     /// The logit of a pair, for the sums of exponentials in [`AnchorView`].
     fn logit(&self, s: f64) -> f64 {
         s
+    }
+
+    /// How far the two sets of near pairs reach; `None`, the default, for an objective without a use for them.
+    ///
+    /// With a slack `e`, and the least similarity `P_min` of an own pair of the batch, they are of an anchor `i` with the
+    /// hardest negative `N_i = S[i, n_i]`
+    ///
+    /// ```text
+    /// near negatives   { S[i, k] : k a negative of i, k ≠ n_i, S[i, k] >= P_min − e }
+    /// near positives   { P_j : j a negative of i that has an own pair, P_j <= N_i + e }
+    /// ```
+    ///
+    /// the sets behind GOAL's relative similarities (Xuan & Chen, WACV 2023), in which the positives are those of others. Own
+    /// pairs are those of [`AnchorView::pair`]. What the anchor learns are means over the sets in which values of exactly 0
+    /// are left out of the divisor; 0 over nothing. Takes one more sweep over the pairs.
+    fn slack(&self) -> Option<f64> {
+        None
+    }
+
+    /// What is averaged over the near negatives, from the similarity of one. The anchor's own means are not known yet.
+    fn near_negative(&self, _s: f64, _anchor: &AnchorView) -> f64 {
+        0.0
+    }
+
+    /// What is averaged over the near positives, from the similarity `P_j` of one. The anchor's own means are not known yet.
+    fn near_positive(&self, _s: f64, _anchor: &AnchorView) -> f64 {
+        0.0
     }
 
     /// The weight of a pair.

@@ -16,12 +16,31 @@
 //! | `row.pair`, `row.hardest` | the similarities of the row's own pair and of its hardest negative |
 //! | `row.lse`, `row.lse_positives` | `ln Σ e^logit` over the row's negatives, over its positives |
 //! | `row.positives`, `row.negatives` | how many there are; `col.…` is the same of the column |
+//! | `row.near_negatives`, `row.near_positives` | means over the near pairs, see below |
 //!
 //! `cpu::pairwise_step_custom` computes in `f64`. On CUDA `cuda::CompiledExpression` compiles the formulas with NVRTC, and
 //! `cuda::pairwise_step_custom` computes them in `f32`, so logarithms of sums are to be subtracted before an `exp`, not divided
 //! after it: `exp(89)` is infinite there. `Backend::pairwise_step_custom` does either.
 //!
-//! `logit` may use `s` and parameters. The symmetric cross-entropy of CLIP in three lines:
+//! `logit` may use `s` and parameters. `near_negative` and `near_positive` are what is averaged over the sets of near pairs
+//! that [`PairObjective::slack`] defines, formulas of the similarity `s` of one of them, of the anchor's own `pair` and
+//! `hardest`, and of parameters; `slack` is a number, by default 0.1. They come before the means are used. GOAL's `lin_ms`
+//! has them:
+//!
+//! ```
+//! use simgrad::expression::Expression;
+//!
+//! let con_lin_ms: Expression = "
+//!     slack         = 0.1
+//!     near_negative = hardest - s
+//!     near_positive = pair - s
+//!     negative      = (hardest_of_row * (1 + row.near_negatives) + hardest_of_col * (1 + col.near_negatives)) * s
+//!     positive      = -(2 - row.near_positives - col.near_positives) * (1 - s)
+//! ".parse()?;
+//! # Ok::<(), simgrad::Error>(())
+//! ```
+//!
+//! The symmetric cross-entropy of CLIP in three lines:
 //!
 //! ```
 //! use simgrad::expression::Expression;
@@ -46,9 +65,18 @@ pub struct Expression {
     logit: Node,
     positive: Node,
     negative: Node,
+    near: Option<Near>,
     one_positive: bool,
     /// The text that it was parsed from.
     source: String,
+}
+
+/// What is averaged over the near pairs.
+#[derive(Clone, Debug, PartialEq)]
+struct Near {
+    slack: f64,
+    negative: Option<Node>,
+    positive: Option<Node>,
 }
 
 impl Expression {
@@ -79,6 +107,8 @@ enum Variable {
     HardestOfCol,
     Rows,
     Cols,
+    /// Of the anchor of a near pair.
+    Own(Statistic),
     Row(Statistic),
     Col(Statistic),
 }
@@ -91,6 +121,8 @@ enum Statistic {
     LsePositives,
     Positives,
     Negatives,
+    NearNegatives,
+    NearPositives,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +147,18 @@ enum Binary {
     Max,
 }
 
+/// An anchor of which nothing is known.
+const NOBODY: AnchorView = AnchorView {
+    pair: f64::NAN,
+    hardest: f64::NAN,
+    lse_negatives: f64::NAN,
+    lse_positives: f64::NAN,
+    positives: 0,
+    negatives: 0,
+    near_negatives: f64::NAN,
+    near_positives: f64::NAN,
+};
+
 impl Statistic {
     fn named(name: &str) -> Option<Self> {
         Some(match name {
@@ -124,6 +168,8 @@ impl Statistic {
             "lse_positives" => Self::LsePositives,
             "positives" => Self::Positives,
             "negatives" => Self::Negatives,
+            "near_negatives" => Self::NearNegatives,
+            "near_positives" => Self::NearPositives,
             _ => return None,
         })
     }
@@ -136,6 +182,8 @@ impl Statistic {
             Self::LsePositives => anchor.lse_positives,
             Self::Positives => f64::from(anchor.positives),
             Self::Negatives => f64::from(anchor.negatives),
+            Self::NearNegatives => anchor.near_negatives,
+            Self::NearPositives => anchor.near_positives,
         }
     }
 }
@@ -156,6 +204,8 @@ impl Variable {
             "hardest_of_col" => Self::HardestOfCol,
             "n" => Self::Rows,
             "m" => Self::Cols,
+            "pair" => Self::Own(Statistic::Pair),
+            "hardest" => Self::Own(Statistic::Hardest),
             _ => return None,
         })
     }
@@ -167,7 +217,8 @@ impl Variable {
             Self::HardestOfCol => f64::from(pair.hardest_of_col),
             Self::Rows => pair.rows as f64,
             Self::Cols => pair.cols as f64,
-            Self::Row(statistic) => statistic.of(pair.row),
+            // A near pair is seen from its anchor as if that were a row.
+            Self::Own(statistic) | Self::Row(statistic) => statistic.of(pair.row),
             Self::Col(statistic) => statistic.of(pair.col),
         }
     }
@@ -175,6 +226,16 @@ impl Variable {
     /// Whether it is known before there are statistics.
     const fn early(self) -> bool {
         matches!(self, Self::Similarity)
+    }
+
+    /// Whether it is known of a near pair.
+    const fn near(self) -> bool {
+        matches!(self, Self::Similarity | Self::Own(_))
+    }
+
+    /// Whether it is known of a pair that is to be weighed.
+    const fn late(self) -> bool {
+        !matches!(self, Self::Own(_))
     }
 }
 
@@ -236,14 +297,33 @@ impl Node {
         }
     }
 
-    /// Whether every variable is known before there are statistics.
-    fn early(&self) -> bool {
+    /// Whether `known` holds for every variable.
+    fn all(&self, known: fn(Variable) -> bool) -> bool {
         match self {
             Self::Number(_) => true,
-            Self::Variable(variable) => variable.early(),
-            Self::Unary(_, a) => a.early(),
-            Self::Binary(_, ab) => ab.iter().all(Self::early),
+            Self::Variable(variable) => known(*variable),
+            Self::Unary(_, a) => a.all(known),
+            Self::Binary(_, ab) => ab.iter().all(|node| node.all(known)),
         }
+    }
+
+    /// Its value if it has no variables.
+    fn number(&self) -> f64 {
+        self.of_anchor(f64::NAN, &NOBODY)
+    }
+
+    /// Its value for a similarity, and for the anchor of a near pair.
+    fn of_anchor(&self, s: f64, anchor: &AnchorView) -> f64 {
+        self.eval(&PairView {
+            s,
+            positive: false,
+            row: anchor,
+            col: anchor,
+            hardest_of_row: false,
+            hardest_of_col: false,
+            rows: 0,
+            cols: 0,
+        })
     }
 }
 
@@ -253,25 +333,19 @@ impl PairObjective for Expression {
     }
 
     fn logit(&self, s: f64) -> f64 {
-        let none = AnchorView {
-            pair: f64::NAN,
-            hardest: f64::NAN,
-            lse_negatives: f64::NAN,
-            lse_positives: f64::NAN,
-            positives: 0,
-            negatives: 0,
-        };
-        let pair = PairView {
-            s,
-            positive: false,
-            row: &none,
-            col: &none,
-            hardest_of_row: false,
-            hardest_of_col: false,
-            rows: 0,
-            cols: 0,
-        };
-        self.logit.eval(&pair)
+        self.logit.of_anchor(s, &NOBODY)
+    }
+
+    fn slack(&self) -> Option<f64> {
+        self.near.as_ref().map(|near| near.slack)
+    }
+
+    fn near_negative(&self, s: f64, anchor: &AnchorView) -> f64 {
+        self.near.as_ref().and_then(|near| near.negative.as_ref()).map_or(0.0, |node| node.of_anchor(s, anchor))
+    }
+
+    fn near_positive(&self, s: f64, anchor: &AnchorView) -> f64 {
+        self.near.as_ref().and_then(|near| near.positive.as_ref()).map_or(0.0, |node| node.of_anchor(s, anchor))
     }
 
     fn weight(&self, pair: &PairView<'_>) -> f64 {
@@ -285,8 +359,16 @@ mod tests {
 
     fn value(formula: &str) -> f64 {
         let text = format!("tau = 4\nnegative = {formula}\npositive = 0");
-        let row =
-            AnchorView { pair: 0.5, hardest: 0.25, lse_negatives: 2.0, lse_positives: 3.0, positives: 6, negatives: 7 };
+        let row = AnchorView {
+            pair: 0.5,
+            hardest: 0.25,
+            lse_negatives: 2.0,
+            lse_positives: 3.0,
+            positives: 6,
+            negatives: 7,
+            near_negatives: 0.0,
+            near_positives: 0.0,
+        };
         let col = AnchorView { pair: -0.5, ..row };
         let pair = PairView {
             s: 0.75,
@@ -323,6 +405,29 @@ mod tests {
     }
 
     #[test]
+    fn near_pairs_are_seen_from_their_anchor() {
+        let text = "near_positive = pair - 2 * s\nbeta = 3\nslack = 1 / beta\nnear_negative = beta * (hardest - s)\n\
+                    negative = row.near_negatives\npositive = col.near_positives";
+        let near: Expression = text.parse().unwrap();
+        let anchor = AnchorView {
+            pair: 0.5,
+            hardest: 0.25,
+            lse_negatives: 0.0,
+            lse_positives: 0.0,
+            positives: 1,
+            negatives: 1,
+            near_negatives: 0.0,
+            near_positives: 0.0,
+        };
+        assert_eq!(near.slack(), Some(1.0 / 3.0));
+        assert_eq!((near.near_positive(1.0, &anchor), near.near_negative(1.0, &anchor)), (-1.5, -2.25));
+        let one_of_them: Expression = "near_negative = s\nnegative = 0\npositive = row.near_negatives".parse().unwrap();
+        assert_eq!((one_of_them.slack(), one_of_them.near_positive(1.0, &anchor)), (Some(0.1), 0.0));
+        let neither: Expression = "slack = 0.2\nnegative = s * slack\npositive = 0".parse().unwrap();
+        assert_eq!(neither.slack(), None);
+    }
+
+    #[test]
     fn mistakes_are_shown_where_they_are() {
         let both = "\npositive = 0\nnegative = 0";
         for (text, expected, place) in [
@@ -338,6 +443,13 @@ mod tests {
             ("a b = 1".to_owned() + both, "a name of letters", "^"),
             ("nothing".to_owned() + both, "name = formula", "^"),
             ("logit = row.lse".to_owned() + both, "a logit of", "       ^"),
+            ("near_negative = row.pair - s".to_owned() + both, "`pair`, `hardest` and parameters", "               ^"),
+            ("a = pair - s".to_owned() + both, "`row.…` or `col.…`", "   ^"),
+            ("near_negative = s\na = near_negative".to_owned() + both, "a name that is known here", "    ^"),
+            ("near_negative = s\na = row.near_positives".to_owned() + both, "`near_positive = …` before this", "    ^"),
+            ("a = 1 + col.near_negatives".to_owned() + both, "`near_negative = …` before this", "        ^"),
+            ("near_positive = s\nslack = -0.1".to_owned() + both, "a slack of at least 0", "       ^"),
+            ("slack = s\nnear_positive = s".to_owned() + both, "a slack of at least 0", "       ^"),
             ("positive = 0".to_owned(), "a line `negative", "^"),
             (format!("a = {}1{both}", "(".repeat(100)), "levels of parentheses", "^"),
             (format!("a = {}1{both}", "-".repeat(100)), "levels of parentheses", "^"),

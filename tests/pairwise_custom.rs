@@ -9,8 +9,8 @@ use common::pairwise::{PairwiseCase, pairwise_case};
 use simgrad::cpu::{self, Cpu};
 use simgrad::expression::Expression;
 use simgrad::{
-    Backend, Element, GradientOf, Groups, Objective, PairObjective, PairView, PairWeight, PairwiseObjective,
-    PairwiseOptions, PairwiseReport, TripletWeight, WriteMode,
+    AnchorView, Backend, Element, GradientOf, Groups, Objective, PairObjective, PairView, PairWeight,
+    PairwiseObjective, PairwiseOptions, PairwiseReport, TripletWeight, WriteMode,
 };
 
 fn custom<T: Element, G: GradientOf<T>>(
@@ -74,7 +74,7 @@ fn objectives_over_all_pairs_written_as_text() {
     same::<half::bf16, f32>(&narrow, CLIP, true, 1e-5);
 }
 
-/// A GOAL objective without relative similarities as text: the same formula for row and column.
+/// A GOAL objective as text: the same formula for row and column.
 fn goal_text(objective: &Objective) -> String {
     let side = |side: &str| {
         let (p, n) = (format!("{side}.pair"), format!("{side}.hardest"));
@@ -89,17 +89,34 @@ fn goal_text(objective: &Objective) -> String {
         };
         format!("step({side}.negatives) * {triplet}")
     };
-    let (positive, negative) = match objective.pair() {
+    let near = match objective.pair() {
+        PairWeight::LinMs { eps } => format!("slack = {eps}\nnear_negative = hardest - s\nnear_positive = pair - s"),
+        PairWeight::SigMs { alpha, beta, eps, .. } => format!(
+            "slack = {eps}\nnear_negative = exp(-{beta} * (hardest - s))\nnear_positive = exp({alpha} * (pair - s))"
+        ),
+        _ => String::new(),
+    };
+    let pair = |side: &str| match objective.pair() {
         PairWeight::Con => ("1".to_owned(), "1".to_owned()),
         PairWeight::Lin => ("(1 - s)".to_owned(), "s".to_owned()),
         PairWeight::Sig { alpha, beta, lambda } => {
             (format!("sigmoid(-{alpha} * (s - {lambda}))"), format!("sigmoid({beta} * (s - {lambda}))"))
         }
-        _ => panic!("has relative similarities"),
+        PairWeight::LinMs { .. } => {
+            (format!("(1 - {side}.near_positives) * (1 - s)"), format!("(1 + {side}.near_negatives) * s"))
+        }
+        PairWeight::SigMs { alpha, beta, lambda, .. } => (
+            format!("1 / (exp({alpha} * (s - {lambda})) + {side}.near_positives)"),
+            format!("1 / (exp(-{beta} * (s - {lambda})) + {side}.near_negatives)"),
+        ),
+        _ => panic!("unknown"),
     };
+    let ([row_positive, row_negative], [col_positive, col_negative]) =
+        (<[String; 2]>::from(pair("row")), <[String; 2]>::from(pair("col")));
     format!(
-        "row_triplet = {}\ncol_triplet = {}\npositive = -(row_triplet + col_triplet) * {positive}\n\
-         negative = (hardest_of_row * row_triplet + hardest_of_col * col_triplet) * {negative}\n",
+        "{near}\nrow_triplet = {}\ncol_triplet = {}\n\
+         positive = -(row_triplet * {row_positive} + col_triplet * {col_positive})\n\
+         negative = hardest_of_row * row_triplet * {row_negative} + hardest_of_col * col_triplet * {col_negative}\n",
         side("row"),
         side("col")
     )
@@ -107,7 +124,8 @@ fn goal_text(objective: &Objective) -> String {
 
 #[test]
 fn the_goal_grid_written_as_text() {
-    for objective in Objective::all().into_iter().filter(|o| !matches!(o.pair().name(), "lin_ms" | "sig_ms")) {
+    assert_eq!(Objective::all().len(), 20);
+    for objective in Objective::all() {
         for groups in [0, 4] {
             let shape = Shape { groups, ..Shape::new(40, 9) };
             let goal = Case::<f64>::raw(&shape, objective, 5);
@@ -117,8 +135,17 @@ fn the_goal_grid_written_as_text() {
             let expression: Expression = goal_text(&objective).parse().unwrap();
             let (_, dx, dy) = custom::<f64, f64>(&case, &expression, 2);
             let name = format!("{objective} as text, {groups} groups");
-            close(&name, &dx.written(&name), &want.dx, |_| 1e-11);
-            close(&name, &dy.written(&name), &want.dy, |_| 1e-11);
+            let largest = want.dx.iter().chain(&want.dy).fold(1.0f64, |a, b| a.max(b.abs()));
+            close(&name, &dx.written(&name), &want.dx, |_| 1e-11 * largest);
+            close(&name, &dy.written(&name), &want.dy, |_| 1e-11 * largest);
+            if matches!(objective.pair().name(), "lin_ms" | "sig_ms") {
+                let detail = &want.detail;
+                let members = |of: fn(&simgrad::AnchorDetail<f64>) -> &[u32]| {
+                    of(&detail.it).iter().chain(of(&detail.ti)).filter(|count| **count > 0).count()
+                };
+                let some = (members(|a| &a.rs_pos_count), members(|a| &a.rs_neg_count));
+                assert!(some.0 > 20 && some.1 > 20, "{name}: near pairs of {some:?} anchors");
+            }
         }
     }
 }
@@ -128,7 +155,7 @@ fn the_goal_grid_written_as_text() {
 fn the_goal_grid_written_as_text_on_cuda() {
     use simgrad::cuda::host;
     let Some(cuda) = common::cuda_with_nvrtc() else { return };
-    for objective in Objective::all().into_iter().filter(|o| !matches!(o.pair().name(), "lin_ms" | "sig_ms")) {
+    for objective in Objective::all() {
         for groups in [0, 4] {
             let shape = Shape { groups, ..Shape::new(40, 9) };
             let goal = Case::<f32>::raw(&shape, objective, 5);
@@ -151,6 +178,57 @@ fn the_goal_grid_written_as_text_on_cuda() {
             }
         }
     }
+}
+
+/// The sets of near pairs on a batch whose members can be counted, with more rows than columns: who is in them, and that
+/// values of 0 are not in the divisor.
+#[test]
+fn near_pairs_are_those_of_the_definition() {
+    struct Near {
+        slack: Option<f64>,
+    }
+    impl PairObjective for Near {
+        fn slack(&self) -> Option<f64> {
+            self.slack
+        }
+        fn near_negative(&self, s: f64, anchor: &AnchorView) -> f64 {
+            anchor.hardest - s
+        }
+        fn near_positive(&self, s: f64, anchor: &AnchorView) -> f64 {
+            anchor.pair - s
+        }
+        // The gradient of x is W against the unit vectors y: the means themselves.
+        fn weight(&self, pair: &PairView<'_>) -> f64 {
+            match pair.positive {
+                true => pair.row.near_negatives + 100.0 * pair.row.near_positives,
+                false => pair.col.near_negatives + 100.0 * pair.col.near_positives,
+            }
+        }
+    }
+    // Rows of S, for y the unit vectors; P = 2, 3, 3.
+    let s = [[2.0, 1.0, 4.0], [4.0, 3.0, 4.0], [1.0, 2.5, 3.0], [1.5, 0.5, 2.0]];
+    let case = |ignored: Option<(Vec<bool>, Vec<bool>)>| {
+        let mut case = pairwise_case::<f64>(Kind::Sphere, (4, 3, 3), PairwiseObjective::n_pair(), 1);
+        case.x = Matrix::new(&s.concat(), 4, 3, TIGHT);
+        case.y = Matrix::new(&[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], 3, 3, TIGHT);
+        (case.normalization, case.ignored) = (simgrad::Normalization::None, ignored);
+        case
+    };
+    let dx = |case: &PairwiseCase<f64>, slack| custom::<f64, f64>(case, &Near { slack }, 1).1.values();
+    // Thresholds: near negatives S >= 2 − 0.5, near positives P_j <= N + 0.5.
+    // Rows:  0: N 4 at 2; none; P 3, 3, mean of 2 − 3 twice.  1: N 4 at 0; 4 at 2, of difference 0; P 2 and 3, of which 3 − 3
+    //        is not counted: 1.  2: N 2.5 at 1; none; P 2 and 3, again 1.
+    // Cols:  0: N 4 at 1; 1.5 at 3: 2.5; P 3, 3: −1.  1: N 2.5 at 2; none; P 2 and 3: 1.  2: N 4 at 0; 4 at 1 and 2 at 3: 2;
+    //        P 2 and 3: 1.
+    let (col0, col1, col2) = (2.5 - 100.0, 100.0, 2.0 + 100.0);
+    let want = [[-100.0, col1, col2], [col0, 100.0, col2], [col0, col1, 100.0], [col0, col1, col2]];
+    assert_eq!(dx(&case(None), Some(0.5)), want.concat());
+    assert_eq!(dx(&case(None), None), vec![0.0; 12], "not asked for");
+    // Without column 1 and row 3, and so without pair 1. Rows: 0: P 3: −1.  1: no pair.  2: N 1 at 0; nobody is near.
+    // Cols: 0: N 4 at 1; P 3: −1.  2: N 4 at 0; 4 at 1, of difference 0; P 2: 1.
+    let fewer = case(Some((vec![false, false, false, true], vec![false, true, false])));
+    let want = [[-100.0, 0.0, 100.0], [-100.0, 0.0, 100.0], [-100.0, 0.0, 0.0], [0.0; 3]];
+    assert_eq!(dx(&fewer, Some(0.5)), want.concat());
 }
 
 /// The lowest index has the tie, as everywhere.

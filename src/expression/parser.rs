@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::{Binary, Expression, Node, Unary, Variable};
+use super::{Binary, Expression, Near, Node, Statistic, Unary, Variable};
 use crate::error::{Error, Result};
 
 impl FromStr for Expression {
@@ -13,6 +13,7 @@ impl FromStr for Expression {
     fn from_str(text: &str) -> Result<Self> {
         let mut known: Vec<(String, Node)> = vec![("logit".to_owned(), Node::Variable(Variable::Similarity))];
         let mut given: Vec<String> = Vec::new();
+        let mut near = Near { slack: 0.1, negative: None, positive: None };
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let Some((name, formula)) = line.split_once('=') else {
                 return Err(refuse(line, 0, "a line of the form `name = formula`"));
@@ -30,27 +31,47 @@ impl FromStr for Expression {
                 return Err(refuse(line, 0, "a name that is not taken yet"));
             }
             let start = line.len() - formula.len();
-            let node = Parser { line, at: start, known: &known }.whole()?;
-            if name == "logit" && !node.early() {
-                return Err(refuse(line, start, "a logit of `s` and parameters alone"));
-            }
-            known.retain(|(other, _)| other != name);
-            known.push((name.to_owned(), node));
+            let node = Parser { line, at: start, known: &known, near: &near }.whole()?;
             given.push(name.to_owned());
+            let near_pairs = matches!(name, "near_negative" | "near_positive");
+            let (allowed, expected): (fn(Variable) -> bool, _) = match name {
+                "logit" => (Variable::early, "a logit of `s` and parameters alone"),
+                "slack" => (|_| false, SLACK),
+                _ if near_pairs => (Variable::near, "a formula of `s`, `pair`, `hardest` and parameters alone"),
+                _ => (
+                    Variable::late,
+                    "a formula of an anchor's `row.…` or `col.…`; `pair` and `hardest` are of near pairs",
+                ),
+            };
+            if !node.all(allowed) {
+                return Err(refuse(line, start, expected));
+            }
+            match name {
+                "near_negative" => near.negative = Some(node),
+                "near_positive" => near.positive = Some(node),
+                _ => {
+                    if name == "slack" {
+                        near.slack = node.number();
+                        if !(near.slack >= 0.0 && near.slack.is_finite()) {
+                            return Err(refuse(line, start, SLACK));
+                        }
+                    }
+                    known.retain(|(other, _)| other != name);
+                    known.push((name.to_owned(), node));
+                }
+            }
         }
         let take = |name: &str| -> Result<Node> {
             let at = known.iter().position(|(other, _)| other == name);
             at.map(|at| known[at].1.clone()).ok_or_else(|| refuse(text.trim(), 0, &format!("a line `{name} = …`")))
         };
-        Ok(Self {
-            logit: take("logit")?,
-            positive: take("positive")?,
-            negative: take("negative")?,
-            one_positive: true,
-            source: text.to_owned(),
-        })
+        let (logit, positive, negative) = (take("logit")?, take("positive")?, take("negative")?);
+        let near = (near.negative.is_some() || near.positive.is_some()).then_some(near);
+        Ok(Self { logit, positive, negative, near, one_positive: true, source: text.to_owned() })
     }
 }
+
+const SLACK: &str = "a slack of at least 0 that is a finite number, or a formula of such numbers";
 
 /// The refusal of a line, with a mark below the place.
 fn refuse(line: &str, at: usize, expected: &str) -> Error {
@@ -64,6 +85,7 @@ struct Parser<'a> {
     line: &'a str,
     at: usize,
     known: &'a [(String, Node)],
+    near: &'a Near,
 }
 
 /// Parentheses within each other, so that no text exhausts the stack.
@@ -168,6 +190,20 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// Refuses a mean over near pairs of which nothing says what it is the mean of.
+    fn defined(&self, variable: Variable, start: usize) -> Result<()> {
+        let (Variable::Row(statistic) | Variable::Col(statistic)) = variable else { return Ok(()) };
+        match statistic {
+            Statistic::NearNegatives if self.near.negative.is_none() => {
+                Err(refuse(self.line, start, "a line `near_negative = …` before this"))
+            }
+            Statistic::NearPositives if self.near.positive.is_none() => {
+                Err(refuse(self.line, start, "a line `near_positive = …` before this"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn name(&mut self, depth: usize) -> Result<Node> {
         let text = self.rest();
         let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.')).unwrap_or(text.len());
@@ -177,6 +213,7 @@ impl<'a> Parser<'a> {
             return Ok(node.clone());
         }
         if let Some(variable) = Variable::named(name) {
+            self.defined(variable, start)?;
             return Ok(Node::Variable(variable));
         }
         if let Some(op) = Unary::named(name) {

@@ -52,6 +52,8 @@ impl<'a> Custom<'a> {
             lse_positives: sums.positives[i].soft.log(),
             positives: self.counts.rows[i].0,
             negatives: self.counts.rows[i].1,
+            near_negatives: 0.0,
+            near_positives: 0.0,
         };
         let col = |j: usize| AnchorView {
             pair: own_cols[j],
@@ -60,9 +62,48 @@ impl<'a> Custom<'a> {
             lse_positives: columns.cols[j].log(),
             positives: self.counts.cols[j].0,
             negatives: self.counts.cols[j].1,
+            near_negatives: 0.0,
+            near_positives: 0.0,
         };
         self.anchors = [(0..self.counts.rows.len()).map(row).collect(), (0..self.counts.cols.len()).map(col).collect()];
     }
+
+    /// Learns the means over the near pairs, `negatives` of [`NearNegatives`] and `positives` of [`NearPositives`].
+    pub(super) fn meet_near(&mut self, negatives: &Statistics, positives: &Statistics) {
+        let mean = |sum: &Sum| if sum.extra == 0.0 { 0.0 } else { sum.sum / sum.extra };
+        let [rows, cols] = &mut self.anchors;
+        for ((anchor, negatives), positives) in rows.iter_mut().zip(&negatives.rows).zip(&positives.rows) {
+            (anchor.near_negatives, anchor.near_positives) = (mean(negatives), mean(positives));
+        }
+        for ((anchor, negatives), positives) in cols.iter_mut().zip(&negatives.cols).zip(&positives.cols) {
+            (anchor.near_negatives, anchor.near_positives) = (mean(negatives), mean(positives));
+        }
+    }
+}
+
+/// The near negatives of anchors that are known; see [`PairObjective::slack`].
+pub(super) struct NearNegatives<'a> {
+    custom: &'a Custom<'a>,
+    threshold: f64,
+}
+
+impl<'a> NearNegatives<'a> {
+    pub(super) fn new(custom: &'a Custom<'a>, slack: f64) -> Self {
+        // NaN is passed over.
+        let lowest = custom.anchors[0].iter().map(|anchor| anchor.pair).fold(f64::INFINITY, f64::min);
+        Self { custom, threshold: lowest - slack }
+    }
+}
+
+/// The near positives of anchors that are known; see [`PairObjective::slack`].
+pub(super) struct NearPositives<'a> {
+    pub(super) custom: &'a Custom<'a>,
+    pub(super) slack: f64,
+}
+
+/// A value of a near pair as a plain sum, with its part in the divisor.
+fn counted(value: f64) -> Sum {
+    Sum { max: 0.0, sum: value, extra: f64::from(value != 0.0), at: 0 }
 }
 
 /// One logit as a sum.
@@ -106,6 +147,51 @@ impl<A: Accum> Survey<A> for ColumnPositives<'_> {
         each_pair(&self.0.classes, tile, |_, c, class, s| {
             if class == POSITIVE {
                 share.cols[c].add(single(self.0.objective.logit(s)));
+            }
+        });
+    }
+}
+
+impl<A: Accum> Survey<A> for NearNegatives<'_> {
+    fn both_sides(&self) -> bool {
+        true
+    }
+    fn visit(&self, _: &Cpu, _: &mut Scratch<A>, tile: &Tile<'_, A>, share: &mut Share<'_>) {
+        let Custom { objective, anchors: [rows, cols], hardest: [row_hardest, col_hardest], .. } = self.custom;
+        each_pair(&self.custom.classes, tile, |r, c, class, s| {
+            // NaN is not near.
+            let near = s >= self.threshold;
+            if class != NEGATIVE || !near {
+                return;
+            }
+            let (i, j) = (tile.rows.start + r, tile.cols.start + c);
+            if row_hardest[i] != Some(j) {
+                share.rows[r].0.add(counted(objective.near_negative(s, &rows[i])));
+            }
+            if col_hardest[j] != Some(i) {
+                share.cols[c].add(counted(objective.near_negative(s, &cols[j])));
+            }
+        });
+    }
+}
+
+impl<A: Accum> Survey<A> for NearPositives<'_> {
+    fn both_sides(&self) -> bool {
+        true
+    }
+    fn visit(&self, _: &Cpu, _: &mut Scratch<A>, tile: &Tile<'_, A>, share: &mut Share<'_>) {
+        let Custom { objective, anchors: [rows, cols], .. } = self.custom;
+        each_pair(&self.custom.classes, tile, |r, c, class, _| {
+            if class != NEGATIVE {
+                return;
+            }
+            // An anchor without an own pair has NaN, which is not near.
+            let (row, col) = (&rows[tile.rows.start + r], &cols[tile.cols.start + c]);
+            if col.pair <= row.hardest + self.slack {
+                share.rows[r].0.add(counted(objective.near_positive(col.pair, row)));
+            }
+            if row.pair <= col.hardest + self.slack {
+                share.cols[c].add(counted(objective.near_positive(row.pair, col)));
             }
         });
     }

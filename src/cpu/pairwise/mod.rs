@@ -12,7 +12,7 @@ mod statistics;
 mod tiles;
 
 use self::classes::{Classes, Counts};
-use self::custom::{ColumnPositives, Custom, Hardest};
+use self::custom::{ColumnPositives, Custom, Hardest, NearNegatives, NearPositives};
 use self::form::{Circle, Hinge, Lifted, MultiSimilarity, RankedList, SigLip, Softmax};
 use self::gradient::gradient;
 use self::member::{Formed, Member, Parameters, Survey};
@@ -241,6 +241,13 @@ fn solve_custom<T: Element, G: GradientOf<T>>(
         side.iter().map(of).collect()
     });
     custom.meet(hardest, sums, columns, own);
+    if let Some(slack) = objective.slack() {
+        let near =
+            [&NearNegatives::new(&custom, slack) as &dyn Survey<T::Acc>, &NearPositives { custom: &custom, slack }];
+        if let [negatives, positives] = &statistics(&mut tiles, &near)[..] {
+            custom.meet_near(negatives, positives);
+        }
+    }
     let swept = gradient(&mut tiles, &[&custom], inputs.options.write, dx, dy);
     let member: &dyn Member<T::Acc> = &custom;
     (vec![member.report(sums, swept.totals[0])], swept.overflow)
@@ -365,7 +372,8 @@ fn one<T: Element, G: GradientOf<T>>(
 /// One step of an objective of your own over all pairs: the gradients `dx (+)= u W ŷ` and `dy (+)= u Wᵀ x̂` for the weights
 /// `W` that `objective` gives, as [`pairwise_step`].
 ///
-/// Weights are computed pair by pair in `f64`, once; logits twice. `row_weights` multiply all weights of a row. `loss` in the
+/// Weights are computed pair by pair in `f64`, once; logits twice. An objective with a [slack](PairObjective::slack) takes one
+/// more sweep over the similarities. `row_weights` multiply all weights of a row. `loss` in the
 /// report is `Σ W_ij S_ij` with the upstream factor: something to watch, not a loss, for nothing says that there is one
 /// ([`integrability`](crate::integrability) does). A pair whose similarity is NaN has the weight NaN.
 ///
