@@ -12,7 +12,9 @@ use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::memory_bank::BankPushParams;
 use super::mine::MineParams;
-use super::pairwise_custom_params::{self, CustomAnchorsParams, CustomPairs, CustomStatsParams, CustomWeightsParams};
+use super::pairwise_custom_params::{
+    self, CustomAnchorsParams, CustomNearParams, CustomPairs, CustomStatsParams, CustomWeightsParams,
+};
 use super::pairwise_params::{
     self, PairwiseBlock, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide,
     PairwiseGradParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
@@ -76,6 +78,7 @@ pub fn host_layout() -> Vec<u32> {
         PairwiseFinishParams::LAYOUT,
         CustomPairs::LAYOUT,
         CustomStatsParams::LAYOUT,
+        CustomNearParams::LAYOUT,
         CustomAnchorsParams::LAYOUT,
         CustomWeightsParams::LAYOUT,
         &constants(),
