@@ -16,6 +16,7 @@
 #include "params/goal.h"
 #include "params/memory_bank.h"
 #include "params/mine.h"
+#include "params/mined_triplet.h"
 #include "params/pairwise.h"
 #include "params/pairwise_custom.h"
 #include "params/positive_ranks.h"
@@ -156,6 +157,24 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         F(src) F(ids) F(embeddings) F(out_ids) F(out_stamps) F(ld) F(stamp) F(first) F(rows) F(capacity) F(cursor) F(d) F(pad_)
     }
     {
+        using S = MinedTripletReport;
+        w.put(sizeof(S));
+        F(loss) F(mean_positive) F(mean_negative) F(triplets) F(active) F(pairs) F(empty_rows) F(empty_cols) F(zero_x)
+        F(zero_y) F(nan_x) F(nan_y) F(overflow)
+    }
+    {
+        using S = MinedTripletPart;
+        w.put(sizeof(S));
+        F(loss) F(negative) F(positive) F(triplets) F(active) F(empty_rows) F(empty_cols) F(zero_x) F(zero_y) F(nan_x)
+        F(nan_y)
+    }
+    {
+        using S = MinedTripletParams;
+        w.put(sizeof(S));
+        F(row_index) F(row_value) F(col_index) F(col_value) F(pos) F(inv_x) F(inv_y) F(rows) F(cols) F(values) F(parts)
+        F(report) F(margin) F(factor) F(n) F(m) F(k) F(blocks)
+    }
+    {
         using S = PositiveRanksParams;
         w.put(sizeof(S));
         F(x) F(y) F(inv_x) F(inv_y) F(row_offsets) F(row_candidates) F(col_offsets) F(col_candidates) F(col_pairs)
@@ -279,6 +298,7 @@ __device__ __forceinline__ void put_constants(Writer& w) {
                           kFormRanked}) {
         w.put(code);
     }
+    w.put(kMinedTripletThreads);
     w.put(sizeof(PairwiseScale));
     for (uint32_t count : {kCustomPlanes, kCustomParts, kCustomThreads, kCustomCols, kCustomCounters}) w.put(count);
 }

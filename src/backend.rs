@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::expression::Expression;
 use crate::matrix::{BatchMut, BatchRef, MatMut, MatRef};
 use crate::memory_bank::BankColumns;
+use crate::mined_triplet::{MinedTriplet, MinedTripletReport};
 use crate::objective::Objective;
 use crate::options::{
     CosineOptions, GradOptions, MineOptions, PositiveRanksOptions, RecallOptions, StepOptions, WriteMode,
@@ -220,6 +221,24 @@ impl Backend {
         dy: MatMut<'_, G>,
     ) -> Result<(StepReport, StepDetail<T::Acc>)> {
         dispatch!(self, goal_step_detail(x, y, objective, options, dx, dy))
+    }
+
+    /// One step of the triplet hinge on mined negatives of `x` (`n × d`) and `y` (`m × d`): gradients into or onto `dx` and
+    /// `dy`, and the report.
+    ///
+    /// # Errors
+    /// [`Error::EmptyDim`], [`Error::ShapeMismatch`] for `y`, the groups, `dx` and `dy`, [`Error::InvalidOption`] for the
+    /// objective, [`Error::TooLarge`], and on CUDA those of the device.
+    pub fn mined_triplet_step<T: Element, G: GradientOf<T>>(
+        &self,
+        x: MatRef<'_, T>,
+        y: MatRef<'_, T>,
+        objective: &MinedTriplet,
+        options: &StepOptions<'_>,
+        dx: MatMut<'_, G>,
+        dy: MatMut<'_, G>,
+    ) -> Result<MinedTripletReport> {
+        dispatch!(self, mined_triplet_step(x, y, objective, options, dx, dy))
     }
 
     /// One step of an objective over all pairs of `x` (`n × d`) and `y` (`m × d`): gradients into or onto `dx` and `dy`, and

@@ -4,6 +4,7 @@
 //! operation's arguments, before anything is computed or written.
 
 use crate::error::{Error, Result};
+use crate::mined_triplet::MinedTriplet;
 use crate::pairwise::{PairwiseOptions, PairwisePart};
 use crate::top_k::{MAX_K, Margin, TopKOptions};
 
@@ -134,6 +135,28 @@ pub(crate) fn mine_top_k(op: &'static str, x: Extent, y: Extent, options: &TopKO
     }
     within(op, "options.skip", 0..=MAX_K, options.skip)?;
     within(op, "options.k", 1..=MAX_K, options.k)
+}
+
+/// Places for the weights of `mined_triplet_step`: of each pair, and of the `k` negatives of its row and of its column.
+pub(crate) fn mined_triplet_places(op: &'static str, pairs: usize, k: usize) -> Result<usize> {
+    let places = pairs.saturating_mul(k.saturating_mul(2).saturating_add(1));
+    at_most(op, "places for weights", MAX_ROWS, places)?;
+    Ok(places)
+}
+
+/// `mined_triplet_step`: any two numbers of rows, the objective and the rules made of it, and the gradients' shapes.
+pub(crate) fn mined_triplet(
+    op: &'static str,
+    x: Extent,
+    y: Extent,
+    objective: &MinedTriplet,
+    rules: &TopKOptions<'_>,
+    [dx, dy]: [Extent; 2],
+) -> Result<()> {
+    mine_top_k(op, x, y, rules)?;
+    finite(op, "objective.margin", objective.margin)?;
+    gradients(op, x, y, dx, dy)?;
+    mined_triplet_places(op, x.0.min(y.0), objective.k).map(|_| ())
 }
 
 /// A bank's entries as further candidates of the `n` rows: extent of the entries, and the number of the rows' ids.

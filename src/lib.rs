@@ -68,6 +68,7 @@ mod error;
 mod matrix;
 mod memory_bank;
 mod metrics;
+mod mined_triplet;
 mod objective;
 mod options;
 mod outputs;
@@ -91,6 +92,7 @@ pub use error::{Error, Result};
 pub use matrix::{BatchMut, BatchRef, MatMut, MatRef};
 pub use memory_bank::{BankColumns, BankState, MemoryBank};
 pub use metrics::{AtCutoff, DirectionMetrics, EvaluationReport, Gain, MetricOptions};
+pub use mined_triplet::{MinedTriplet, MinedTripletReport};
 pub use objective::{LossKind, Objective, PairWeight, Reduction, TripletWeight};
 pub use options::{
     CosineOptions, GradOptions, Groups, MineOptions, Normalization, PositiveRanksOptions, RecallOptions, StepOptions,

@@ -129,6 +129,50 @@ fn every_number_of_threads_gives_the_same_bits() {
     }
 }
 
+/// Gradients row by row: those of rows with small ones are as good as those of rows with large ones.
+fn scales_cell(backend: &Backend, n: usize, m: usize) {
+    // Without normalisation, rows with norms 30 apart: logits reach hundreds in some rows and columns and 0 in others.
+    let d = 8;
+    let mut case = pairwise_case::<f32>(Kind::Sphere, (n, m, d), PairwiseObjective::InfoNce { scale: 1.0 }, 1);
+    case.normalization = Normalization::None;
+    let lengthen = |rows: &Matrix<f32>, every: usize, by: f64| {
+        let mut values = rows.values();
+        values.iter_mut().enumerate().for_each(|(at, v)| *v *= if at / d % every == 0 { by } else { 1.0 });
+        Matrix::<f32>::new(&values, rows.rows, d, TIGHT)
+    };
+    (case.x, case.y) = (lengthen(&case.x, 3, 30.0), lengthen(&case.y, 5, 10.0));
+    let (got, want) = (case.run::<f32>(backend, TIGHT), case.reference());
+    let loss = got.report.loss / want.report.loss;
+    assert!((loss - 1.0).abs() < 1e-5, "{}: {loss}", backend.name());
+    // Logits are rounded at 300 and not at 1.
+    for (got, want) in [(got.dx.written("dx"), want.dx), (got.dy.written("dy"), want.dy)] {
+        for (at, (got, want)) in got.chunks(d).zip(want.chunks(d)).enumerate() {
+            let largest = want.iter().fold(0.0f64, |a, w| a.max(w.abs()));
+            let worst = got.iter().zip(want).fold(0.0f64, |a, (g, w)| a.max((g - w).abs()));
+            assert!(worst <= 2e-4 * largest, "{}: row {at} off by {worst:e} of {largest:e}", backend.name());
+        }
+    }
+}
+
+#[test]
+fn anchors_of_very_different_scale_in_one_tile() {
+    on_every_backend(|backend| {
+        scales_cell(backend, 140, 300);
+        scales_cell(backend, 300, 140);
+    });
+}
+
+/// More similarities than the CPU keeps, in more columns than make a narrow tile, with a narrow rest of both.
+#[test]
+fn waves_that_are_not_kept() {
+    let cpu = Backend::cpu();
+    let objectives = [PairwiseObjective::InfoNce { scale: 5.0 }, PairwiseObjective::ALL[4]];
+    for objective in objectives {
+        let case = pairwise_case::<f32>(Kind::Sphere, (3700, 3500, 3), objective, 91);
+        case.check(&format!("not kept {objective}"), &case.run::<f32>(&cpu, TIGHT), relative::<f32>());
+    }
+}
+
 /// Ten pairs at similarity 1, all else at 0, scale 100: probabilities of 1 − 3e-43, which no `p − 1` survives.
 fn converged_cell<T: Element, G: GradientOf<T>>(backend: &Backend) {
     let n = 10;

@@ -50,13 +50,15 @@ fn peak(n: usize, m: usize, d: usize, objective: PairwiseObjective) -> usize {
 /// One test, so that no other allocates meanwhile.
 #[test]
 fn memory_is_bounded_whatever_the_size() {
-    // A composition in numpy holds 208 MiB here, of which 16 are its gradients (benches/peers/numpy_infonce.py).
+    // A composition in numpy holds 208 MiB here, of which 16 are its gradients (benches/peers/numpy_infonce.py). With the
+    // gradients this is to hold a third of that.
+    let (numpy, gradients) = (208 * MIB, 16 * MIB);
     let infonce = PairwiseObjective::InfoNce { scale: 10.0 };
     let bytes = peak(4096, 4096, 512, infonce);
-    assert!(bytes < 53 * MIB, "{:.1} MiB", bytes as f64 / MIB as f64);
+    assert!(3 * (bytes + gradients) <= numpy, "{:.1} MiB", bytes as f64 / MIB as f64);
     assert!(bytes > 30 * MIB, "the counting allocator saw only {bytes} bytes");
-    // Four times as many similarities: 1 GiB of them, and the same bands and tiles.
+    // Sixteen times as many similarities, 1 GiB of them, and one wave of tiles.
     let more = peak(16_384, 16_384, 16, infonce);
-    assert!(more < 110 * MIB, "{:.1} MiB", more as f64 / MIB as f64);
+    assert!(more < 60 * MIB, "{:.1} MiB", more as f64 / MIB as f64);
     println!("{:.1} and {:.1} MiB", bytes as f64 / MIB as f64, more as f64 / MIB as f64);
 }

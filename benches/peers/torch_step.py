@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Times the work of simgrad's `goal_step` in PyTorch: from two batches of raw embeddings to both gradients.
+"""Times the work of simgrad's `goal_step` and `pairwise_step` in PyTorch: from two batches of raw embeddings to both gradients.
 
     python3 benches/peers/torch_step.py                  # on the GPU
-    python3 benches/peers/torch_step.py --device cpu
+    python3 benches/peers/torch_step.py --device cpu --objective infonce siglip ms --variant eager
 
 Variants: `eager`; `compile` (torch.compile with its defaults); on a GPU also `compile-graph` (mode reduce-overhead,
 which replays a CUDA graph, as simgrad's step can be). A variant that this installation cannot run is reported and left
-out. The objectives are `hinge-con`, which is the VSE++ loss and is differentiated by autograd, and `nca-sig`, which has
-no loss and whose gradient is written out.
+out. The objectives are `hinge-con`, which is the VSE++ loss and is differentiated by autograd; `nca-sig`, which has
+no loss and whose gradient is written out; and the losses over all pairs that open_clip (`infonce` and `siglip`, with the
+gradients of their scale and bias) and pytorch-metric-learning define, with the parameters that simgrad has as defaults and
+a pair per row, differentiated by autograd (RankedListLoss takes no second set, so it is not among them). Those of a package that is not installed are reported and left out.
 
 Prints one JSON object per line: times are microseconds per step, and `gmac_per_s` counts n * m * d multiply-adds per
 step, the similarities once, as `cargo bench` does. Inputs are Gaussian and stay in the cache between steps, as those of
@@ -61,13 +63,67 @@ def nca_sig(x, y):
     return project(gx, ux, rx), project(gy, uy, ry)
 
 
-OBJECTIVES = {"hinge-con": hinge_con, "nca-sig": nca_sig}
+def unit(v):
+    return torch.nn.functional.normalize(v, dim=1)
 
 
-def variants(step, device):
-    yield "eager", step
-    yield "compile", torch.compile(step)
-    if device.type == "cuda":
+def open_clip_loss(name):
+    """open_clip's loss with its learned parameters."""
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    loss_of, learned = (ClipLoss(), [1 / 0.07]) if name == "infonce" else (SigLipLoss(), [10.0, -10.0])
+
+    def step(x, y):
+        x, y, *rest = (v.detach().requires_grad_() for v in (x, y, *(torch.tensor(v, device=x.device) for v in learned)))
+        return torch.autograd.grad(loss_of(unit(x), unit(y), *rest), (x, y, *rest))
+
+    return step
+
+
+def pml_loss(name):
+    """pytorch-metric-learning's loss of the rows of x against those of y."""
+    from pytorch_metric_learning import distances, losses, miners
+
+    cosine, euclidean = distances.CosineSimilarity(), distances.LpDistance(normalize_embeddings=True, p=2)
+    mine = miners.MultiSimilarityMiner(epsilon=0.1, distance=cosine) if name == "ms-mined" else None
+    loss_of = {
+        "supcon": lambda: losses.SupConLoss(temperature=0.1, distance=cosine),
+        "ms": lambda: losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5, distance=cosine),
+        "ms-mined": lambda: losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5, distance=cosine),
+        "circle": lambda: losses.CircleLoss(m=0.4, gamma=80, distance=cosine),
+        "contrastive": lambda: losses.ContrastiveLoss(pos_margin=1, neg_margin=0, distance=cosine),
+        "lifted": lambda: losses.GeneralizedLiftedStructureLoss(neg_margin=1, pos_margin=0, distance=euclidean),
+    }[name]()
+
+    def step(x, y):
+        x, y = (v.detach().requires_grad_() for v in (x, y))
+        # Two tensors: labels that are the same object stand for one set, of which the diagonal is left out.
+        of_x, of_y = (torch.arange(len(x), device=x.device) for _ in range(2))
+        chosen = mine(x.detach(), of_x, y.detach(), of_y) if mine else None
+        return torch.autograd.grad(loss_of(x, of_x, chosen, ref_emb=y, ref_labels=of_y), (x, y))
+
+    return step
+
+
+OPEN_CLIP = ("infonce", "siglip")
+PML = ("supcon", "ms", "ms-mined", "circle", "contrastive", "lifted")
+OBJECTIVES = ("hinge-con", "nca-sig", *OPEN_CLIP, *PML)
+VARIANTS = ("eager", "compile", "compile-graph")
+
+
+def objective(name):
+    """The step of that name; ImportError if its package is not installed."""
+    if name in OPEN_CLIP:
+        return open_clip_loss(name)
+    return pml_loss(name) if name in PML else {"hinge-con": hinge_con, "nca-sig": nca_sig}[name]
+
+
+def variants(step, device, wanted):
+    if "eager" in wanted:
+        yield "eager", step
+    if "compile" in wanted:
+        yield "compile", torch.compile(step)
+    if "compile-graph" in wanted and device.type == "cuda":
         yield "compile-graph", torch.compile(step, mode="reduce-overhead")
 
 
@@ -106,6 +162,7 @@ def main():
     parser.add_argument("--d", type=int, nargs="+", default=[256, 1024], help="elements of an embedding")
     parser.add_argument("--dtype", nargs="+", default=["f32", "bf16"], choices=DTYPES)
     parser.add_argument("--objective", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES)
+    parser.add_argument("--variant", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--tf32", action="store_true", help="let f32 products use TF32 tensor cores; simgrad does not")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--seconds", type=float, default=1.0, help="per case (default 1)")
@@ -121,7 +178,13 @@ def main():
     about = {"torch": torch.__version__, "device": where, "threads": torch.get_num_threads(), "tf32": options.tf32}
 
     for name in options.objective:
-        for variant, step in variants(OBJECTIVES[name], device):
+        op = "goal_step" if name in ("hinge-con", "nca-sig") else "pairwise_step"
+        try:
+            chosen = objective(name)
+        except ImportError as error:
+            print(json.dumps({"op": op, "objective": name, "skipped": f"{error.name} is not installed"}), flush=True)
+            continue
+        for variant, step in variants(chosen, device, options.variant):
             for dtype in options.dtype:
                 for n in options.n:
                     for d in options.d:
@@ -129,7 +192,7 @@ def main():
                         x, y = (
                             torch.randn(n, d, device=device, generator=generator).to(DTYPES[dtype]) for _ in range(2)
                         )
-                        case = {"op": "goal_step", "objective": name, "variant": variant, "dtype": dtype, "n": n, "d": d}
+                        case = {"op": op, "objective": name, "variant": variant, "dtype": dtype, "n": n, "d": d}
                         try:
                             times, steps = measure(lambda: step(x, y), device, options.seconds, options.samples)
                         except Exception as error:  # a missing compiler, too little memory: say so and go on

@@ -26,7 +26,7 @@ pub struct Parameters {
     /// Squared radius of the decision circle of the triplet weight cir
     #[arg(long, default_value_t = 0.5)]
     pub circle_offset: f64,
-    /// Margin of the triplet weight hinge
+    /// Margin of the triplet weight hinge, and of triplet-hardest and triplet-semi-hard
     #[arg(long, default_value_t = 0.2)]
     pub margin: f64,
 }

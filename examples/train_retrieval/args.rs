@@ -22,8 +22,9 @@ pub struct Args {
     /// Folder with {train,dev,test}_ims.npy and _caps.txt files
     #[arg(long, value_name = "DIR")]
     pub precomp: Option<PathBuf>,
-    /// TRIPLET-PAIR (con, hinge, nca, cir; con, lin, sig, lin_ms, sig_ms); over all pairs infonce, siglip, supcon, ms,
-    /// ms-mined, circle, circle-full, triplet-all, contrastive, lifted, ranked-list; or many: goal, pairwise, all
+    /// TRIPLET-PAIR (con, hinge, nca, cir; con, lin, sig, lin_ms, sig_ms); triplet-hardest, triplet-semi-hard; over all pairs
+    /// infonce, siglip, supcon, ms, ms-mined, circle, circle-full, triplet-all, contrastive, lifted, ranked-list; or many:
+    /// goal, pairwise, all
     #[arg(long, default_value = "nca-sig")]
     pub objective: String,
     /// Train the weights that this file writes as formulas, in place of --objective (see README.md beside the program's source)

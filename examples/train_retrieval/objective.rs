@@ -1,4 +1,4 @@
-//! What can be trained: GOAL objectives, and objectives over all pairs with their learnable scale.
+//! What can be trained: GOAL objectives, triplets on mined negatives, and objectives over all pairs with their learnable scale.
 
 use std::fmt;
 use std::path::Path;
@@ -6,8 +6,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 use simgrad::expression::Expression;
 use simgrad::{
-    Backend, Groups, LossKind, MatMut, MatRef, Objective, PairWeight, PairwiseObjective, PairwiseOptions, StepOptions,
-    TripletWeight,
+    Backend, Groups, LossKind, MatMut, MatRef, MinedTriplet, Objective, PairWeight, PairwiseObjective, PairwiseOptions,
+    StepOptions, TripletWeight,
 };
 
 use crate::common::objective::Parameters;
@@ -16,11 +16,18 @@ use crate::common::{Failure, Outcome};
 /// Largest learnable scale, as in CLIP's training code.
 const MAX_SCALE: f64 = 100.0;
 
+/// The triplet hinge on the hardest negative: `hinge-con` by another way.
+pub const HARDEST: &str = "triplet-hardest";
+/// The triplet hinge on the hardest negative below the positive.
+pub const SEMI_HARD: &str = "triplet-semi-hard";
+
 /// One objective.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Trained {
     /// Hardest negatives, with a gradient that is defined directly.
     Goal(Objective),
+    /// The triplet hinge on mined negatives.
+    Mined(MinedTriplet),
     /// All pairs.
     Pairwise(PairwiseObjective),
     /// Weights written as text, kept for as long as the program runs.
@@ -31,6 +38,8 @@ impl fmt::Display for Trained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Goal(objective) => objective.fmt(f),
+            Self::Mined(objective) if objective.below_positive.is_some() => f.write_str(SEMI_HARD),
+            Self::Mined(_) => f.write_str(HARDEST),
             Self::Pairwise(objective) => objective.fmt(f),
             Self::Custom(_) => f.write_str("expression"),
         }
@@ -43,9 +52,20 @@ impl Trained {
         if let Ok(objective) = name.parse::<PairwiseObjective>() {
             return Ok(Self::Pairwise(objective));
         }
+        let mined = |objective: MinedTriplet| {
+            let margin = parameters.margin;
+            let mined = MinedTriplet { margin, ..objective };
+            let refused = || Failure::option("margin", format!("is {margin}, expected a finite number"));
+            margin.is_finite().then_some(Self::Mined(mined)).ok_or_else(refused)
+        };
+        match name {
+            HARDEST => return mined(MinedTriplet::hardest()),
+            SEMI_HARD => return mined(MinedTriplet::semi_hard()),
+            _ => {}
+        }
         parameters.objective(name).map(Self::Goal).map_err(|_| {
             let pairwise = PairwiseObjective::ALL.map(|o| o.name()).join(", ");
-            let expected = format!("TRIPLET-PAIR, {pairwise}, `all`, `goal` or `pairwise`");
+            let expected = format!("TRIPLET-PAIR, {HARDEST}, {SEMI_HARD}, {pairwise}, `all`, `goal` or `pairwise`");
             Failure::option("objective", format!("is `{name}`, expected {expected}"))
         })
     }
@@ -66,6 +86,7 @@ impl Trained {
     pub const fn loss_kind(&self) -> &'static str {
         let kind = match self {
             Self::Goal(objective) => objective.loss_kind(),
+            Self::Mined(_) => LossKind::Potential,
             Self::Pairwise(objective) => objective.loss_kind(),
             Self::Custom(_) => LossKind::Logged,
         };
@@ -79,6 +100,7 @@ impl Trained {
     pub fn parameters(&self) -> Value {
         match self {
             Self::Goal(objective) => goal_parameters(objective),
+            Self::Mined(objective) => json!({ "margin": objective.margin }),
             Self::Pairwise(objective) => pairwise_parameters(objective),
             Self::Custom(_) => json!({}),
         }
@@ -140,7 +162,8 @@ pub struct Outline {
     pub loss: f64,
     /// Mean similarity of the pairs.
     pub positive: f64,
-    /// Mean similarity to the hardest negative, and the share of triplets with a weight other than 0; of GOAL objectives.
+    /// Mean similarity to the hardest negative, and the share of anchors with a weight other than 0; of objectives
+    /// on mined negatives.
     pub hardest: Option<(f64, f64)>,
     /// Whether an embedding stopped being finite.
     pub diverged: bool,
@@ -195,6 +218,17 @@ impl Learner {
                     loss: report.loss / pairs,
                     positive: report.mean_positive,
                     hardest: Some((negative, f64::from(report.active_it + report.active_ti) / (2.0 * pairs))),
+                    diverged: report.nan_x + report.nan_y > 0,
+                })
+            }
+            Trained::Mined(objective) => {
+                let options = StepOptions { groups, ..StepOptions::default() };
+                let report = backend.mined_triplet_step(x, y, &objective, &options, dx, dy)?;
+                let pairs = f64::from(report.pairs);
+                Ok(Outline {
+                    loss: report.loss / pairs,
+                    positive: report.mean_positive,
+                    hardest: Some((report.mean_negative, report.active as f64 / (2.0 * pairs))),
                     diverged: report.nan_x + report.nan_y > 0,
                 })
             }

@@ -68,8 +68,10 @@ pub(crate) struct Multiply<'a, A> {
     pub(crate) panels: &'a [A],
     /// Features.
     pub(crate) depth: usize,
-    /// `(tiles * MR, panels * NR)`, row stride `panels * NR`.
+    /// `(tiles * MR, panels * NR)`
     pub(crate) out: &'a mut [A],
+    /// Row stride of `out`, at least `panels * NR`.
+    pub(crate) ld: usize,
     /// Factors per row and per column of `out`.
     pub(crate) scale: Option<(&'a [A], &'a [A])>,
     /// Whether the product is added to what `out` holds.
@@ -83,7 +85,7 @@ impl<A: Real> Kernel<A> for Multiply<'_, A> {
     fn run<S: Simd<A>>(self) {
         let blocks = self.depth.div_ceil(K_BLOCK);
         let tile_len = S::MR * K_BLOCK;
-        let ld = self.panels.len() / self.depth;
+        let ld = self.ld;
         for (block, slab) in self.band.chunks_exact(self.band.len() / blocks).enumerate() {
             let k0 = block * K_BLOCK;
             let k1 = self.depth.min(k0 + K_BLOCK);

@@ -187,7 +187,7 @@ pub(super) fn sweep_piece<T: Element>(
             let (columns, col_inv) = panels.of(&cols);
             let out = &mut tile[..padded * ld];
             let scale = col_inv.map(|c| (inv, c));
-            cpu.isa().run(Multiply { band, panels: columns, depth, out, scale, add: false });
+            cpu.isa().run(Multiply { band, panels: columns, depth, out, ld, scale, add: false });
             visit(Tile { data: out, ld, rows: rows.clone(), cols });
         }
     }

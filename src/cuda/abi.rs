@@ -12,6 +12,7 @@ use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::memory_bank::BankPushParams;
 use super::mine::MineParams;
+use super::mined_triplet::{self, MinedTripletParams, MinedTripletPart};
 use super::pairwise_custom_params::{
     self, CustomAnchorsParams, CustomNearParams, CustomPairs, CustomStatsParams, CustomWeightsParams,
 };
@@ -28,6 +29,7 @@ use super::sweep::{MineMergeParams, Select, Stats};
 use super::top_k_params::{self, TopKMergeParams, TopKParams, TopKSide};
 use super::weighted_grad::{self, InvertParams, InvertSide};
 use crate::error::Result;
+use crate::mined_triplet::MinedTripletReport;
 use crate::objective::Objective;
 use crate::outputs::StepReport;
 use crate::pairwise::PairwiseReport;
@@ -65,6 +67,9 @@ pub fn host_layout() -> Vec<u32> {
         TopKParams::LAYOUT,
         TopKMergeParams::LAYOUT,
         BankPushParams::LAYOUT,
+        &mined_triplet_report(),
+        MinedTripletPart::LAYOUT,
+        MinedTripletParams::LAYOUT,
         PositiveRanksParams::LAYOUT,
         PairwiseTiles::LAYOUT,
         PairwiseStatsParams::LAYOUT,
@@ -106,6 +111,25 @@ fn step_report() -> [u32; 17] {
         empty_ti,
         active_it,
         active_ti,
+        zero_x,
+        zero_y,
+        nan_x,
+        nan_y,
+        overflow
+    )
+}
+
+fn mined_triplet_report() -> [u32; 14] {
+    offsets!(
+        MinedTripletReport,
+        loss,
+        mean_positive,
+        mean_negative,
+        triplets,
+        active,
+        pairs,
+        empty_rows,
+        empty_cols,
         zero_x,
         zero_y,
         nan_x,
@@ -168,6 +192,7 @@ fn constants() -> Vec<u32> {
     ];
     out.extend(pairwise.map(|count| count as u32));
     out.extend(pairwise_params::FORMS.map(|form| form as u32));
+    out.push(mined_triplet::THREADS);
     // Two factors, f32.
     out.push(8);
     let custom = [

@@ -15,6 +15,7 @@ use super::goal_detail::{goal_detail_from_words, goal_detail_len};
 use super::goal_plan::{RawGoalStep, RawGroups, goal_step_workspace_bytes};
 pub use super::host_evaluation::positive_ranks;
 use super::host_memory::{Buffer, Session, write_rows};
+pub use super::host_mined_triplet::mined_triplet_step;
 pub use super::host_mining::{cosine_matrix, mine, ranks, recall};
 pub use super::host_pairwise::{pairwise_step, pairwise_step_custom, pairwise_step_single};
 pub use super::host_top_k::{mine_top_k, mine_top_k_with_bank};

@@ -73,6 +73,7 @@ pub(crate) const IMAGES: &[Image] = &[
             "mine_merge",
         ]
     ),
+    image!("mined_triplet", ["mined_triplet_weigh", "mined_triplet_finish"]),
     image!("pairwise", ["pairwise_extremes", "pairwise_finalize"]),
     image!(
         "pairwise_finish",

@@ -13,6 +13,7 @@ use super::weighted_grad::Upstream;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::matrix::{batch_span, check_row_stride, span};
+use crate::mined_triplet::MinedTripletReport;
 use crate::outputs::{GradReport, StepReport};
 use crate::pairwise::PairwiseReport;
 
@@ -34,6 +35,10 @@ unsafe impl ValidAsZeroBits for GradReport {}
 unsafe impl DeviceRepr for PairwiseReport {}
 // SAFETY: as for `StepReport`.
 unsafe impl ValidAsZeroBits for PairwiseReport {}
+// SAFETY: as for `StepReport`.
+unsafe impl DeviceRepr for MinedTripletReport {}
+// SAFETY: as for `StepReport`.
+unsafe impl ValidAsZeroBits for MinedTripletReport {}
 
 /// A borrowed row-major matrix in device memory.
 #[derive(Debug)]

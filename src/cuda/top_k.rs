@@ -136,8 +136,8 @@ impl Lists {
 }
 
 /// Where everything lies in the workspace.
-struct Plan {
-    prepare: Prepare,
+pub(super) struct Plan {
+    pub(super) prepare: Prepare,
     bank: Option<Prepare>,
     pairs: Mining,
     /// Where the merge of the pairs' sweep writes what nobody reads: values and indices, of rows and columns.
@@ -150,17 +150,27 @@ struct Plan {
 }
 
 impl Plan {
-    fn new([x, y]: [&RawMat; 2], bank: Option<&RawMat>, options: &TopKOptions<'_>, any_layout: bool) -> Result<Self> {
-        let mut layout = Layout::new(OP);
-        let wants = Wants { any_layout, ..Wants::default() };
+    /// For a call by itself.
+    fn alone([x, y]: [&RawMat; 2], bank: Option<&RawMat>, options: &TopKOptions<'_>, any_layout: bool) -> Result<Self> {
+        Self::new(&mut Layout::new(OP), [x, y], bank, options, &Wants { any_layout, ..Wants::default() })
+    }
+
+    /// Takes what it needs from `layout`; the matrices are prepared with everything that is in `wants`.
+    pub(super) fn new(
+        layout: &mut Layout,
+        [x, y]: [&RawMat; 2],
+        bank: Option<&RawMat>,
+        options: &TopKOptions<'_>,
+        wants: &Wants,
+    ) -> Result<Self> {
         let (n, m, entries) = (x.rows, y.rows, bank.map_or(0, |bank| bank.rows));
-        let prepare = Prepare::plan(&mut layout, OP, [&(*x).into(), &(*y).into()], options.normalization, &wants)?;
+        let prepare = Prepare::plan(layout, OP, [&(*x).into(), &(*y).into()], options.normalization, wants)?;
         let bank = bank.map(|bank| {
             let nothing = RawMat { rows: 0, ..*bank };
-            Prepare::plan(&mut layout, OP, [&(*bank).into(), &nothing.into()], options.normalization, &wants)
+            Prepare::plan(layout, OP, [&(*bank).into(), &nothing.into()], options.normalization, wants)
         });
         let bank = bank.transpose()?;
-        let pairs = Mining::plan(&mut layout, [x, y], Select::Pair, Stats::None)?;
+        let pairs = Mining::plan(layout, [x, y], Select::Pair, Stats::None)?;
         let unread = [layout.take::<u32>(&[2, n])?, layout.take::<u32>(&[2, m])?];
         let lists = 1 + usize::from(bank.is_some());
         let total = |(skip, keep)| skip + keep;
@@ -176,8 +186,8 @@ impl Plan {
             bank,
             pairs,
             unread,
-            rows: Lists::new(&mut layout, options, 0, n, m.saturating_add(entries), col_parts + bank_parts, reserved)?,
-            cols: Lists::new(&mut layout, options, 1, m, n, row_parts, None)?,
+            rows: Lists::new(layout, options, 0, n, m.saturating_add(entries), col_parts + bank_parts, reserved)?,
+            cols: Lists::new(layout, options, 1, m, n, row_parts, None)?,
             splits: [row_parts, col_parts, bank_parts],
             bytes: layout.total(),
         })
@@ -204,7 +214,7 @@ pub fn mine_top_k_workspace_bytes(
     check_extent(OP, "bank.rows", entries.unwrap_or(0))?;
     check_extent(OP, "x.cols", d)?;
     let mat = |rows| RawMat::new(0, rows, d, dtype);
-    Ok(Plan::new([&mat(n), &mat(m)], entries.map(mat).as_ref(), options, true)?.bytes)
+    Ok(Plan::alone([&mat(n), &mat(m)], entries.map(mat).as_ref(), options, true)?.bytes)
 }
 
 /// Checks everything that the host can see.
@@ -236,7 +246,7 @@ fn check_arguments(a: &RawTopK<'_>) -> Result<Plan> {
         outputs.push((names[1], side.value.check::<f32>(OP, names[1], anchors.saturating_mul(k))?));
         outputs.push((names[2], side.survivors.check::<u32>(OP, names[2], anchors)?));
     }
-    let plan = Plan::new([&a.x, &a.y], a.bank.as_ref().map(|bank| &bank.entries), a.options, false)?;
+    let plan = Plan::alone([&a.x, &a.y], a.bank.as_ref().map(|bank| &bank.entries), a.options, false)?;
     outputs.push(("workspace", a.workspace.check_workspace(OP, plan.bytes)?));
     check_disjoint(OP, &outputs, &inputs)?;
     Ok(plan)
@@ -336,6 +346,16 @@ fn merge_params(a: &RawTopK<'_>, plan: &Plan) -> TopKMergeParams {
 pub unsafe fn mine_top_k_raw(kernels: &Kernels, stream: &CudaStream, a: &RawTopK<'_>) -> Result<()> {
     let plan = check_arguments(a)?;
     kernels.check_stream(OP, stream)?;
+    // SAFETY: the arguments were checked, the pointers are valid by the caller's promise.
+    unsafe { enqueue(kernels, stream, a, &plan) }
+}
+
+/// Enqueues the kernels of a call. Nothing without a row.
+///
+/// # Safety
+/// `plan` is that of the arguments, at the start of the workspace's layout, and all buffers are valid on the stream's device
+/// for the extents that [`check_arguments`] asks for.
+pub(super) unsafe fn enqueue(kernels: &Kernels, stream: &CudaStream, a: &RawTopK<'_>, plan: &Plan) -> Result<()> {
     let (n, m, base) = (a.x.rows, a.y.rows, a.workspace.ptr);
     if n == 0 && m == 0 {
         return Ok(());
@@ -346,21 +366,20 @@ pub unsafe fn mine_top_k_raw(kernels: &Kernels, stream: &CudaStream, a: &RawTopK
         let value = region.at(base);
         MergeTo { value, index: value + 4 * len as u64, second: 0, rank: 0 }
     });
-    let sweep = sweep_params(a, &plan, operands);
+    let sweep = sweep_params(a, plan, operands);
     let grid = |p: &TopKParams| (p.col_splits, p.row_splits, 1);
-    let merge = merge_params(a, &plan);
+    let merge = merge_params(a, plan);
     let merged = plan.rows.merged().max(plan.cols.merged());
     let shared = (merged * ENTRY_BYTES) as u32;
     let _scope = Scope::enter(OP, stream.context())?;
-    // SAFETY: the extents were checked, the regions of the workspace are disjoint, the pointers are valid by the
-    // caller's promise.
+    // SAFETY: the regions of the workspace are disjoint, the rest is the caller's promise.
     unsafe {
         plan.prepare.launch(kernels, stream, base)?;
         plan.pairs.launch(kernels, stream, base, operands, [0; 2], a.positive.ptr, nowhere)?;
         launch(kernels, stream, name, grid(&sweep), TILE_BLOCK, TILE_SHARED_BYTES, &sweep)?;
         if let (Some(bank), Some(prepare)) = (&a.bank, &plan.bank) {
             prepare.launch(kernels, stream, base)?;
-            let sweep = bank_params(&sweep, bank, prepare.x(base), &plan);
+            let sweep = bank_params(&sweep, bank, prepare.x(base), plan);
             launch(kernels, stream, name, grid(&sweep), TILE_BLOCK, TILE_SHARED_BYTES, &sweep)?;
         }
         launch(kernels, stream, "mine_top_k_merge", ((n + m) as u32, 1, 1), MERGE_BLOCK, shared, &merge)
@@ -382,7 +401,7 @@ mod tests {
                 assert!((0..4000).step_by(37).all(|entries| bytes(entries).unwrap() <= full), "{options:?}");
                 for entries in [0, 1, 820, 2048, 2176, 4000] {
                     let mat = |rows| RawMat::new(256, rows, 24, DType::F16);
-                    let plan = Plan::new([&mat(300), &mat(200)], Some(&mat(entries)), options, false).unwrap();
+                    let plan = Plan::alone([&mat(300), &mat(200)], Some(&mat(entries)), options, false).unwrap();
                     let used = plan.rows.slots * (plan.rows.skip + plan.rows.keep);
                     assert!(plan.bytes <= full && used <= MERGED && plan.rows.slots <= 2 * MAX_SPLITS);
                     assert!(used <= 2 * MAX_SPLITS * (skip + k));

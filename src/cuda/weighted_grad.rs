@@ -78,8 +78,31 @@ pub struct RawWeightedGrad {
     pub workspace: RawBuf,
 }
 
+impl InvertParams {
+    /// For `count` triples with the addresses `rows` and `cols`, and a report of two words at `report`.
+    pub(super) fn new(
+        [x, y]: [&SidePlan; 2],
+        base: u64,
+        [n, m]: [usize; 2],
+        [rows, cols, report]: [u64; 3],
+        count: usize,
+    ) -> Self {
+        Self {
+            x: x.params(base, n),
+            y: y.params(base, m),
+            x_target: x.target.at(base),
+            y_target: y.target.at(base),
+            rows,
+            cols,
+            report,
+            count: count as u32,
+            pad_: 0,
+        }
+    }
+}
+
 /// One side of the inverse index in the workspace.
-struct SidePlan {
+pub(super) struct SidePlan {
     target: Region,
     list: Region,
     spare: Region,
@@ -87,7 +110,7 @@ struct SidePlan {
 }
 
 impl SidePlan {
-    fn new(layout: &mut Layout, targets: usize, count: usize) -> Result<Self> {
+    pub(super) fn new(layout: &mut Layout, targets: usize, count: usize) -> Result<Self> {
         Ok(Self {
             target: layout.take::<i32>(&[count])?,
             list: layout.take::<u32>(&[count])?,
@@ -107,7 +130,8 @@ impl SidePlan {
         }
     }
 
-    fn terms(&self, base: u64, source: u64, weight: u64) -> Terms {
+    /// The terms of this side's rows: rows of the other side and weights at these addresses.
+    pub(super) fn terms(&self, base: u64, source: u64, weight: u64) -> Terms {
         Terms { offsets: self.offsets.at(base), list: self.list.at(base), source, weight, ..Terms::default() }
     }
 }
@@ -191,17 +215,8 @@ pub unsafe fn weighted_grad_raw(kernels: &Kernels, stream: &CudaStream, a: &RawW
     kernels.check_stream(OP, stream)?;
     let base = a.workspace.ptr;
     let [x, y] = &plan.sides;
-    let invert = InvertParams {
-        x: x.params(base, a.x.rows),
-        y: y.params(base, a.y.rows),
-        x_target: x.target.at(base),
-        y_target: y.target.at(base),
-        rows: a.rows.ptr,
-        cols: a.cols.ptr,
-        report: a.report.ptr,
-        count: a.rows.len as u32,
-        pad_: 0,
-    };
+    let addresses = [a.rows.ptr, a.cols.ptr, a.report.ptr];
+    let invert = InvertParams::new([x, y], base, [a.x.rows, a.y.rows], addresses, a.rows.len);
     let (inv, exponent) = match a.normalization {
         Normalization::L2 => (plan.prepare.row_inv(base), plan.prepare.row_exponent(base)),
         Normalization::None => ([0; 2], [0; 2]),

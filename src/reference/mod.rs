@@ -7,6 +7,7 @@
 mod cosine_matrix;
 mod goal;
 mod mine;
+mod mined_triplet;
 mod objective;
 mod pairwise;
 mod positive_ranks;
@@ -18,6 +19,7 @@ mod weighted_grad;
 pub use cosine_matrix::cosine_matrix;
 pub use goal::{GoalReference, goal_step, goal_weights};
 pub use mine::mine;
+pub use mined_triplet::{MinedTripletReference, mined_triplet_step};
 pub use objective::{pair_weights, potential, triplet_weight};
 pub use pairwise::{PairwiseReference, pairwise_step, pairwise_step_single, pairwise_weights};
 pub use positive_ranks::{metrics, positive_ranks, positive_ranks_of};

@@ -143,6 +143,26 @@ fn a_learnable_scale_is_learned() {
 }
 
 #[test]
+fn mined_triplets_are_trained() {
+    let folder = folder("train-mined");
+    write_data(&folder, 1, |v| v, "");
+    let data = text(&folder);
+    for objective in ["triplet-hardest", "triplet-semi-hard"] {
+        let json = train(&folder, &[&["--data", &data, "--objective", objective][..], &SMALL].concat());
+        let [baseline, mined] = [&json["runs"][0], &json["runs"][1]];
+        assert_eq!((mined["objective"].as_str(), &mined["parameters"]["margin"]), (Some(objective), &0.2.into()));
+        assert!(mined["epochs"][0]["active"].is_number());
+        let [of_baseline, of_mined] = [baseline, mined].map(|run| r1(run, "50", "x_to_y"));
+        assert!(of_mined > 40.0, "{objective}: {of_mined}");
+        // The baseline is the first of the two.
+        let near = (of_mined - of_baseline).abs() <= 6.0;
+        assert!(near || objective == "triplet-semi-hard", "{objective}: {of_mined} against {of_baseline}");
+    }
+    let refused = ["--data", &data, "--objective", "triplet-hardest", "--margin", "inf"];
+    refuse("train_retrieval", &refused, &["margin", "finite"]);
+}
+
+#[test]
 fn three_lines_of_ones_own_are_trained() {
     let folder = folder("train-expression");
     write_data(&folder, 1, |v| v, "");

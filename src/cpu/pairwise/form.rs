@@ -14,6 +14,10 @@ pub(super) struct Coefficient<A> {
     pub(super) p: A,
 }
 
+/// How far apart logarithms may be that share an exponential: of a term that becomes 0 for one anchor, `e^−87`, no other
+/// anchor's share is above `e^−47`.
+pub(super) const NEAR: f64 = 40.0;
+
 /// The negatives of one objective.
 pub(super) trait Form<A>: Copy + Send + Sync {
     /// Whether terms are logits, of which the exponentials are summed; otherwise they are summed themselves.
@@ -22,6 +26,9 @@ pub(super) trait Form<A>: Copy + Send + Sync {
     const EXTRA: bool = false;
     /// Whether weights depend on no statistics.
     const ALONE: bool = false;
+    /// Whether the weight is `a e^(term − m)` and terms do not depend on the anchor: then a pair's row and column can share an
+    /// exponential.
+    const SHARED: bool = false;
     /// A logit (−∞: no part), or a summand.
     fn term(self, s: A, log_q: A, p: A) -> A;
     /// What is summed besides, times the exponential of a logit.
@@ -75,6 +82,7 @@ pub(super) struct Softmax<A> {
 
 impl<A: Real + Send + Sync> Form<A> for Softmax<A> {
     const SOFT: bool = true;
+    const SHARED: bool = true;
     #[inline(always)]
     fn term(self, s: A, log_q: A, _: A) -> A {
         self.scale * s - log_q

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::member::{Member, Totals};
 use super::operands::{Turn, pack_all_features, pack_features};
 use super::statistics::{Scratch, Share, Statistics};
-use super::tiles::{Operand, Tile, Tiles};
+use super::tiles::{Operand, Sweep, Tile, Tiles};
 use crate::cpu::Cpu;
 use crate::cpu::gather::{Term, write_gradient};
 use crate::cpu::pool;
@@ -237,7 +237,7 @@ impl<A: Accum> Step<'_, A> {
         };
         let states: Vec<_> = parts.iter_mut().zip(bands(sums, cut.chunk).map(|(_, band)| band)).collect();
         let members = self.members;
-        tiles.each(wave, states, start, |own, tile, (part, band)| {
+        tiles.each(wave, Sweep::Weigh, states, start, |own, tile, (part, band)| {
             add_tile(cpu, members, own, tile, part, &features, band);
         });
         for part in parts {
@@ -282,7 +282,7 @@ fn add_tile<A: Accum>(
     cpu.isa().run(Turn { tile: tile.data, ld, rows: tile.data.len() / ld, out: turned, out_rows: cols });
     let wide = features.len() / depth;
     let out = &mut own.product[..cols * wide];
-    cpu.isa().run(Multiply { band: turned, panels: features, depth, out, scale: None, add: false });
+    cpu.isa().run(Multiply { band: turned, panels: features, depth, out, ld: wide, scale: None, add: false });
     for (j, row) in out.chunks_exact(wide).enumerate().take(tile.cols.len()) {
         for (sum, v) in sums.row_mut(j).iter_mut().zip(row) {
             *sum += *v;
@@ -314,7 +314,8 @@ fn products<T: Element>(tiles: &mut Tiles<'_, T>, wave: usize) -> OfRows<T::Acc>
     let (cpu, cut, y) = (tiles.cpu, tiles.cut, tiles.y);
     let padded_rows = cut.padded(wave);
     let width = (2 * cut.nr).min(cut.depth.next_multiple_of(cut.nr));
-    let band = band(tiles, wave);
+    let copied = (!cut.is_band()).then(|| band(tiles, wave));
+    let band = copied.as_deref().unwrap_or_else(|| tiles.wave(wave));
     let mut data = vec![T::Acc::ZERO; padded_rows * cut.depth.next_multiple_of(width)];
     let work = cut.rows(wave).len().saturating_mul(cut.m).saturating_mul(cut.depth);
     let slices = data.chunks_exact_mut(padded_rows * width).enumerate();
@@ -326,25 +327,27 @@ fn products<T: Element>(tiles: &mut Tiles<'_, T>, wave: usize) -> OfRows<T::Acc>
             let panels = &mut panels[..cols.len() * width];
             pack_features(cpu, &y, &cols, features.clone(), panels);
             let band = &band[first * padded_rows..][..cols.len().div_ceil(K_BLOCK) * K_BLOCK * padded_rows];
-            cpu.isa().run(Multiply { band, panels, depth: cols.len(), out, scale: None, add: first > 0 });
+            let (depth, ld) = (cols.len(), width);
+            cpu.isa().run(Multiply { band, panels, depth, out, ld, scale: None, add: first > 0 });
         }
     });
     OfRows { data, width, padded: padded_rows }
 }
 
-/// A wave's tiles as one band `(column blocks, rows, K_BLOCK)`. What is behind the last column takes part in no sum.
+/// The narrow tiles of a wave as one band `(column blocks, rows, K_BLOCK)`. What is behind the last column takes part in no
+/// sum.
 fn band<'c, T: Element>(tiles: &mut Tiles<'c, T>, wave: usize) -> pool::Scratch<'c, T::Acc> {
     let (cpu, cut) = (tiles.cpu, tiles.cut);
     let padded_rows = cut.padded(wave);
     let mut band = cpu.scratch::<T::Acc>(cut.m.div_ceil(K_BLOCK) * padded_rows * K_BLOCK);
-    let all: Vec<_> = tiles.wave(wave).collect();
+    let all = tiles.wave(wave).chunks(padded_rows * cut.chunk).enumerate();
+    let all: Vec<_> = all.map(|(chunk, data)| (cut.cols(chunk), data)).collect();
     let work = padded_rows.saturating_mul(cut.m);
     cpu.each(work, band.chunks_exact_mut(padded_rows * K_BLOCK).enumerate(), |(block, out)| {
         let wanted = block * K_BLOCK..((block + 1) * K_BLOCK).min(cut.m);
         for (cols, tile) in all.iter().filter(|(cols, _)| cols.start < wanted.end && wanted.start < cols.end) {
             let (from, to) = (wanted.start.max(cols.start), wanted.end.min(cols.end));
-            let ld = tile.len() / padded_rows;
-            for (row, out) in tile.chunks_exact(ld).zip(out.chunks_exact_mut(K_BLOCK)) {
+            for (row, out) in tile.chunks_exact(cut.ld(cols)).zip(out.chunks_exact_mut(K_BLOCK)) {
                 out[from - wanted.start..to - wanted.start].copy_from_slice(&row[from - cols.start..to - cols.start]);
             }
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::classes::{Classes, Counts, NEGATIVE, POSITIVE};
 use super::coefficients::{Anchor, Anchors, anchors};
-use super::form::{Coefficient, Form};
+use super::form::{Coefficient, Form, NEAR};
 use super::positives::{Positives, weight};
 use super::statistics::{Question, Scratch, Share, Statistics, padded, total};
 use super::tiles::Tile;
@@ -40,6 +40,24 @@ impl<A: Accum> ColumnCoefficients<A> {
         let each: Vec<_> = anchors.iter().zip(p).map(|(anchor, &p)| coefficient(anchor, upstream, p)).collect();
         let part = |of: fn(&Coefficient<A>) -> A| each.iter().map(of).collect();
         Self { a: part(|c| c.a), m: part(|c| c.m), p: part(|c| c.p) }
+    }
+
+    /// Replaces the factors by those on `e^(m_row − origin) e^(term − m_row)`, where `m_row` is any row's, if all of them are near
+    /// enough to an origin, which is returned. `rows` are the rows of the tile.
+    fn share(&mut self, log_q: &[A], rows: &[Anchor]) -> Option<f64> {
+        let of_col = |c: usize| self.m[c].to_f64() - log_q[c].to_f64();
+        let cols = || (0..self.a.len()).filter(|&c| self.a[c] != A::ZERO).map(of_col);
+        let origin = rows.first()?.m;
+        let is_near = |m: f64| (m - origin).abs() <= NEAR;
+        // A row without weights of its own has no logarithm to share; infinite or not a number is not near.
+        if !rows.iter().all(|row| row.a != 0.0 && is_near(row.m)) || !cols().all(is_near) {
+            return None;
+        }
+        for (c, a) in self.a.iter_mut().enumerate().filter(|(_, a)| **a != A::ZERO) {
+            let apart = origin - (self.m[c].to_f64() - log_q[c].to_f64());
+            *a = A::from_f64(a.to_f64() * apart.exp());
+        }
+        Some(origin)
     }
 
     /// Of the columns `cols`, padded to `len`; empty if columns are no anchors.
@@ -162,8 +180,10 @@ impl<A: Accum, F: Form<A>> Member<A> for Formed<'_, A, F> {
     /// Replaces the similarities of a tile by weights.
     fn weigh(&self, cpu: &Cpu, tile: &mut Tile<'_, A>, class: &mut [u32], products: &mut [A]) -> Totals {
         let (anchors, objective, ld) = (&self.anchors, &self.objective, tile.ld);
-        let columns = self.columns.of(&tile.cols, ld);
+        let mut columns = self.columns.of(&tile.cols, ld);
         let log_q = padded(&self.log_q[tile.cols.clone()], ld);
+        let of_tile = &anchors.rows[tile.rows.clone()];
+        let origin = if F::SHARED { columns.share(&log_q, of_tile) } else { None };
         class[tile.cols.len()..ld].fill(0);
         let mut totals = Totals::default();
         let mut positives: Vec<(usize, f64)> = Vec::new();
@@ -188,6 +208,7 @@ impl<A: Accum, F: Form<A>> Member<A> for Formed<'_, A, F> {
                 log_q: &log_q,
                 row: coefficient(&anchors.rows[i], self.factor, self.parameters.rows[i]),
                 columns: &columns,
+                shared: origin.map(|origin| A::from_f64((anchors.rows[i].m - origin).exp())),
                 form: self.form,
                 products: &mut products[..ld],
             });
@@ -230,6 +251,8 @@ struct Weigh<'a, A, F> {
     row: Coefficient<A>,
     /// Empty if columns are no anchors.
     columns: &'a ColumnCoefficients<A>,
+    /// The row's factor on those of the columns, if they share its exponential.
+    shared: Option<A>,
     form: F,
     products: &'a mut [A],
 }
@@ -239,12 +262,21 @@ impl<A: Accum, F: Form<A>> Kernel<A> for Weigh<'_, A, F> {
 
     #[inline(always)]
     fn run<S: Simd<A>>(self) -> [f64; 2] {
-        let Self { s, class, log_q, row, columns, form, products } = self;
+        let Self { s, class, log_q, row, columns, shared, form, products } = self;
         let width = s.len();
         let (class, log_q, products) = (&class[..width], &log_q[..width], &mut products[..width]);
         if columns.a.is_empty() {
             for c in 0..width {
                 let w = form.weight(s[c], log_q[c], row);
+                let w = if class[c] == NEGATIVE { w } else { A::ZERO };
+                products[c] = if class[c] == NEGATIVE { w * s[c] } else { A::ZERO };
+                s[c] = w;
+            }
+        } else if let Some(shared) = shared {
+            let a = &columns.a[..width];
+            let one = Coefficient { a: A::ONE, ..row };
+            for c in 0..width {
+                let w = form.weight(s[c], log_q[c], one) * (row.a + shared * a[c]);
                 let w = if class[c] == NEGATIVE { w } else { A::ZERO };
                 products[c] = if class[c] == NEGATIVE { w * s[c] } else { A::ZERO };
                 s[c] = w;

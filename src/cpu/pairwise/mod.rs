@@ -288,8 +288,8 @@ fn alone<T: Element, G: GradientOf<T>>(cpu: &Cpu, inputs: &Inputs<'_, T>, parts:
 /// whatever it holds. A zero row gets the gradient 0 under [`Normalization::L2`].
 ///
 /// `dx` and `dy` have the shapes of `x` and `y`, in `T` or `T::Acc`; sums are in `T::Acc`, sums over tiles and the report in
-/// `f64`. Neither `S` nor `W` is stored as a whole unless it is small: allocates `O(n + m)`, at most 32 MiB of similarities
-/// that are kept from one sweep to the next, bands of 384 rows or about 32 MiB, and, unless `dy` is overwritten in
+/// `f64`. Neither `S` nor `W` is stored as a whole unless it is small: allocates `O(n + m)`, at most 48 MiB of similarities
+/// that are kept from one sweep to the next (at least a wave of 384 rows or about 32 MiB), and, unless `dy` is overwritten in
 /// `T::Acc`, `m × d` sums. The result is the same bits run to run and for every number of threads.
 ///
 /// # Errors

@@ -1,13 +1,13 @@
 //! Sums over the negatives and positives of every anchor.
 
 use super::classes::{Classes, NEGATIVE, POSITIVE};
-use super::form::Form;
+use super::form::{Form, NEAR};
 use super::member::Survey;
 use super::positives::{Positives, Sum};
-use super::tiles::{Tile, Tiles};
+use super::tiles::{Sweep, Tile, Tiles};
 use crate::cpu::Cpu;
 use crate::cpu::row_norms::fold;
-use crate::cpu::tile::{Kernel, Simd, lanes};
+use crate::cpu::tile::{Kernel, MAX_LANES, Simd, lanes};
 use crate::dtype::{Accum, Element};
 use crate::pairwise::PairwiseObjective;
 
@@ -82,8 +82,10 @@ pub(super) struct Scratch<A> {
     col_max: Vec<A>,
     col_sum: Vec<A>,
     col_extra: Vec<A>,
-    /// The tile's terms of the columns.
+    /// The tile's terms of the columns, or of both sides.
     tile: Vec<A>,
+    /// Where the sides share terms, the largest of every row.
+    row_max: Vec<A>,
 }
 
 impl<A: Accum> Scratch<A> {
@@ -98,6 +100,7 @@ impl<A: Accum> Scratch<A> {
             col_sum: zeros(),
             col_extra: zeros(),
             tile: Vec::new(),
+            row_max: Vec::new(),
         }
     }
 
@@ -122,6 +125,8 @@ impl<A: Accum> Scratch<A> {
         if both && F::SOFT {
             self.tile.resize(tile.rows.len() * ld, A::ZERO);
         }
+        self.row_max.clear();
+        let shared = F::SHARED && both && log_q.iter().all(|&q| q == A::ZERO);
         for ((r, row), i) in tile.data.chunks_exact(ld).enumerate().zip(tile.rows.clone()) {
             let (negatives, positives) = &mut share.rows[r];
             if q.classes.of_row(i, &tile.cols, &mut self.class) {
@@ -131,6 +136,11 @@ impl<A: Accum> Scratch<A> {
                 }
             }
             let (class, p) = (&self.class[..ld], q.rows_p[i]);
+            if shared {
+                let (terms, max) = (&mut self.tile[r * ld..][..ld], &mut self.col_max[..ld]);
+                self.row_max.push(cpu.isa().run(SharedTerms { s: row, class, p, form, terms, max }));
+                continue;
+            }
             let (terms, products) = (&mut self.terms[..ld], &mut self.products[..ld]);
             negatives.add(cpu.isa().run(RowSums { s: row, class, log_q: &log_q, p, form, terms, products }));
             if both {
@@ -143,6 +153,9 @@ impl<A: Accum> Scratch<A> {
         if !both {
             return;
         }
+        if shared && self.share(cpu, share, ld) {
+            return;
+        }
         if F::SOFT {
             let (max, sum) = (&self.col_max[..ld], &mut self.col_sum[..ld]);
             cpu.isa().run(ColumnExponentials { terms: &self.tile, count: tile.rows.len(), max, sum });
@@ -151,6 +164,35 @@ impl<A: Accum> Scratch<A> {
             let max = if F::SOFT { self.col_max[c].to_f64() } else { 0.0 };
             total.add(Sum { max, sum: self.col_sum[c].to_f64(), extra: self.col_extra[c].to_f64(), at: 0 });
         }
+    }
+}
+
+impl<A: Accum> Scratch<A> {
+    /// Adds the tile's terms to the rows, and if they are near each other with the same exponentials to the columns; returns
+    /// whether they were.
+    fn share(&mut self, cpu: &Cpu, share: &mut Share<'_>, ld: usize) -> bool {
+        let col_max = &self.col_max[..ld];
+        // What a NaN may have hidden is in a row and a column whose sums are NaN.
+        let all = || self.row_max.iter().chain(col_max).map(|max| max.to_f64());
+        let highest = all().fold(f64::NEG_INFINITY, f64::max);
+        let near = all().all(|max| max == f64::NEG_INFINITY || highest - max <= NEAR);
+        let col_sum = &mut self.col_sum[..ld];
+        let rows = self.tile.chunks_exact(ld).zip(&self.row_max).zip(&mut share.rows);
+        for ((terms, &max), (negatives, _)) in rows {
+            let shift = if near { A::from_f64(highest) } else { max };
+            let shift = if shift > A::NEG_INFINITY { shift } else { A::ZERO };
+            let cols = if near { &mut *col_sum } else { &mut [] };
+            let sum = cpu.isa().run(Exponentials { terms, shift, cols });
+            if sum != A::ZERO {
+                negatives.add(Sum { max: shift.to_f64(), sum: sum.to_f64(), ..Sum::default() });
+            }
+        }
+        if near {
+            for (&sum, total) in self.col_sum.iter().zip(share.cols.iter_mut()).filter(|(sum, _)| **sum != A::ZERO) {
+                total.add(Sum { max: highest, sum: sum.to_f64(), ..Sum::default() });
+            }
+        }
+        near
     }
 }
 
@@ -176,11 +218,12 @@ pub(super) fn statistics<T: Element>(tiles: &mut Tiles<'_, T>, members: &[&dyn S
             }
         }
         let start = || Scratch::new(cut.chunk, cut.nr);
-        tiles.each(wave, states.iter_mut().collect(), start, |scratch, tile, shares: &mut Vec<Share<'_>>| {
+        let visit = |scratch: &mut Scratch<T::Acc>, tile: Tile<'_, T::Acc>, shares: &mut Vec<Share<'_>>| {
             for (member, share) in members.iter().zip(shares) {
                 member.visit(cpu, scratch, &tile, share);
             }
-        });
+        };
+        tiles.each(wave, Sweep::Survey, states.iter_mut().collect(), start, visit);
         let found: Vec<Vec<RowsOfShare>> =
             states.into_iter().map(|shares| shares.into_iter().map(|share| share.rows).collect()).collect();
         for shares in found {
@@ -291,6 +334,72 @@ impl<A: Accum, F: Form<A>> Kernel<A> for ColumnTerms<'_, A, F> {
                 }
             }
         }
+    }
+}
+
+/// The terms of one row for both sides: takes the columns' maxima, returns the row's.
+struct SharedTerms<'a, A, F> {
+    s: &'a [A],
+    class: &'a [u32],
+    p: A,
+    form: F,
+    terms: &'a mut [A],
+    max: &'a mut [A],
+}
+
+impl<A: Accum, F: Form<A>> Kernel<A> for SharedTerms<'_, A, F> {
+    type Out = A;
+
+    #[inline(always)]
+    fn run<S: Simd<A>>(self) -> A {
+        let Self { s, class, p, form, terms, max } = self;
+        let width = s.len();
+        let (class, terms, max) = (&class[..width], &mut terms[..width], &mut max[..width]);
+        for c in 0..width {
+            let term = form.term(s[c], A::ZERO, p);
+            let term = if class[c] == NEGATIVE { term } else { A::NEG_INFINITY };
+            max[c] = max[c].larger(term);
+            terms[c] = term;
+        }
+        let mut largest = S::splat(A::NEG_INFINITY);
+        for chunk in terms.chunks_exact(S::LANES) {
+            largest = S::max(largest, S::load(chunk));
+        }
+        lanes::<A, S>(largest)[..S::LANES].iter().fold(A::NEG_INFINITY, |a, &b| a.larger(b))
+    }
+}
+
+/// `Σ_c e^(terms[c] − shift)`, of which each is also added to its column's sum, if there are any.
+struct Exponentials<'a, A> {
+    terms: &'a [A],
+    shift: A,
+    cols: &'a mut [A],
+}
+
+impl<A: Accum> Kernel<A> for Exponentials<'_, A> {
+    type Out = A;
+
+    #[inline(always)]
+    fn run<S: Simd<A>>(self) -> A {
+        let Self { terms, shift, cols } = self;
+        let mut sums = [A::ZERO; MAX_LANES];
+        let sums = &mut sums[..S::LANES];
+        if cols.is_empty() {
+            for terms in terms.chunks_exact(S::LANES) {
+                for (sum, &t) in sums.iter_mut().zip(terms) {
+                    *sum += (t - shift).exp_nonpos();
+                }
+            }
+        } else {
+            for (terms, cols) in terms.chunks_exact(S::LANES).zip(cols.chunks_exact_mut(S::LANES)) {
+                for ((sum, &t), col) in sums.iter_mut().zip(terms).zip(cols) {
+                    let e = (t - shift).exp_nonpos();
+                    *sum += e;
+                    *col += e;
+                }
+            }
+        }
+        total::<A, S>(sums)
     }
 }
 

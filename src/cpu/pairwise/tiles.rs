@@ -11,8 +11,7 @@ use crate::cpu::real::Real;
 use crate::cpu::row_norms::{RowKind, RowScale};
 use crate::dtype::{Accum, Element};
 
-/// Most columns of a chunk, and chunks to aim for.
-const CHUNK: usize = 2 * K_BLOCK;
+/// Chunks to aim for. A chunk has at most [`K_BLOCK`] columns.
 const WANTED_CHUNKS: usize = 8;
 
 /// Most rows of a wave.
@@ -22,7 +21,7 @@ const WAVE_ROWS: usize = 384;
 const WAVE_BYTES: usize = 32 << 20;
 
 /// Bytes of tiles that are kept from one sweep to the next; the others are computed again.
-const KEPT_BYTES: usize = 32 << 20;
+const KEPT_BYTES: usize = 48 << 20;
 
 /// A matrix and those of its rows that take no part in products.
 #[derive(Clone, Copy)]
@@ -57,7 +56,7 @@ impl Cut {
     fn new<A: Accum>(cpu: &Cpu, n: usize, m: usize, depth: usize) -> Self {
         let (mr, nr) = cpu.isa().register_rows::<A>();
         let unit = if mr.is_multiple_of(8) { mr } else { mr * 8 };
-        let chunk = m.div_ceil(WANTED_CHUNKS).next_multiple_of(nr).clamp(nr, CHUNK);
+        let chunk = m.div_ceil(WANTED_CHUNKS).next_multiple_of(nr).clamp(nr, K_BLOCK);
         let fit = WAVE_BYTES / (m.next_multiple_of(chunk).max(1) * size_of::<A>());
         Self { n, m, depth, wave: fit.clamp(1, WAVE_ROWS).next_multiple_of(unit), chunk, unit, nr }
     }
@@ -83,17 +82,32 @@ impl Cut {
         self.rows(wave).len().next_multiple_of(self.unit)
     }
 
-    /// Elements of a tile at most.
-    fn tile_len(&self) -> usize {
-        self.wave * self.chunk
+    /// Whether the tiles of a wave, one behind the other, are a band `(column blocks, rows, K_BLOCK)`.
+    pub(super) fn is_band(&self) -> bool {
+        self.chunk == K_BLOCK
     }
 
+    /// Row stride of a tile of the columns `cols`.
+    pub(super) fn ld(&self, cols: &Range<usize>) -> usize {
+        if self.is_band() { K_BLOCK } else { cols.len().next_multiple_of(self.nr) }
+    }
+
+    /// Elements of a wave at most.
     fn wave_len(&self) -> usize {
-        self.tile_len() * self.chunks()
+        self.wave * self.chunk * self.chunks()
     }
 }
 
-/// One tile: row stride `ld`, the padded number of columns; padding holds arbitrary values.
+/// What a sweep does with the tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sweep {
+    /// It reads them.
+    Survey,
+    /// It is the last one, and turns them into weights that [`Tiles::wave`] gives until the next wave.
+    Weigh,
+}
+
+/// One tile: row stride `ld`, not less than the padded number of columns; padding holds arbitrary values.
 pub(super) struct Tile<'a, A> {
     pub(super) data: &'a mut [A],
     pub(super) ld: usize,
@@ -107,30 +121,45 @@ pub(super) struct Tiles<'a, T: Element> {
     pub(super) x: Operand<'a, T>,
     pub(super) y: Operand<'a, T>,
     pub(super) cut: Cut,
-    /// The first waves.
-    kept: Scratch<'a, T::Acc>,
-    kept_waves: usize,
+    /// The first `places` waves, from the first sweep on.
+    memory: Scratch<'a, T::Acc>,
+    places: usize,
     /// Waves at the front that hold similarities.
     filled: usize,
-    /// For the waves that are not kept.
-    passing: Scratch<'a, T::Acc>,
 }
 
 impl<'a, T: Element> Tiles<'a, T> {
     pub(super) fn new(cpu: &'a Cpu, x: Operand<'a, T>, y: Operand<'a, T>) -> Self {
         let cut = Cut::new::<T::Acc>(cpu, x.rows.mat.rows(), y.rows.mat.rows(), x.rows.mat.cols());
-        let fit = KEPT_BYTES / (cut.wave_len().max(1) * size_of::<T::Acc>());
-        let kept_waves = fit.min(cut.waves());
-        let kept = cpu.scratch(kept_waves * cut.wave_len());
-        let passing = cpu.scratch(if kept_waves < cut.waves() { cut.wave_len() } else { 0 });
-        Self { cpu, x, y, cut, kept, kept_waves, filled: 0, passing }
+        Self { cpu, x, y, cut, memory: cpu.scratch(0), places: 0, filled: 0 }
+    }
+
+    /// Where the tiles of a wave are. The last sweep needs the first wave no more when it comes to one that is not kept;
+    /// the others need none of such a wave's tiles for longer than they look at it.
+    fn place(&mut self, wave: usize, sweep: Sweep) -> Option<Range<usize>> {
+        let (cut, len) = (self.cut, self.cut.wave_len());
+        if self.places == 0 {
+            let fit = match sweep {
+                Sweep::Survey => KEPT_BYTES / (len.max(1) * size_of::<T::Acc>()),
+                Sweep::Weigh => 1,
+            };
+            self.places = fit.clamp(1, cut.waves().max(1));
+            self.memory = self.cpu.scratch(self.places * len);
+        }
+        let place = match sweep {
+            _ if wave < self.places => wave,
+            Sweep::Survey => return None,
+            Sweep::Weigh => 0,
+        };
+        Some(place * len..place * len + cut.padded(wave) * cut.chunk * cut.chunks())
     }
 
     /// Calls `f` on every tile of a wave, on all threads, with something that each thread makes once and one of
-    /// `states`. What `f` leaves in the tiles is what [`Self::wave`] gives.
+    /// `states`.
     pub(super) fn each<S: Send, O>(
         &mut self,
         wave: usize,
+        sweep: Sweep,
         states: Vec<S>,
         start: impl Fn() -> O + Sync,
         f: impl Fn(&mut O, Tile<'_, T::Acc>, S) + Sync,
@@ -143,40 +172,40 @@ impl<'a, T: Element> Tiles<'a, T> {
         if !known {
             pack_band(cpu, x, rows.clone(), &mut band, &mut inv);
         }
-        if wave == self.filled && wave < self.kept_waves {
+        let place = self.place(wave, sweep);
+        if wave == self.filled && wave < self.places {
             self.filled += 1;
         }
         let work = rows.len().saturating_mul(cut.m).saturating_mul(cut.depth);
-        let memory = self.memory(wave);
-        let items: Vec<_> = memory.chunks_mut(cut.tile_len()).zip(states).enumerate().collect();
-        cpu.each_with(work, items.into_iter(), start, |own, (chunk, (data, state))| {
+        let tile_len = padded * cut.chunk;
+        let passing = if place.is_none() { tile_len } else { 0 };
+        let mut kept = place.map(|place| self.memory[place].chunks_mut(tile_len));
+        let mut items = Vec::with_capacity(states.len());
+        for (chunk, state) in states.into_iter().enumerate() {
+            items.push((chunk, kept.as_mut().and_then(Iterator::next), state));
+        }
+        let start = || (start(), cpu.scratch(passing));
+        cpu.each_with(work, items.into_iter(), start, |(own, passing), (chunk, kept, state)| {
             let cols = cut.cols(chunk);
-            let ld = cols.len().next_multiple_of(cut.nr);
-            let data = &mut data[..padded * ld];
+            let ld = cut.ld(&cols);
+            let data = &mut kept.unwrap_or(passing)[..padded * ld];
             if !known {
                 let panels = pack_panels(cpu, y, &cols, Packer::Caller);
                 let (panels, col_inv) = panels.of(&cols);
                 let scale = col_inv.map(|c| (&inv[..], c));
                 let out = &mut *data;
-                cpu.isa().run(Multiply { band: &band, panels, depth: cut.depth, out, scale, add: false });
+                cpu.isa().run(Multiply { band: &band, panels, depth: cut.depth, out, ld, scale, add: false });
             }
             f(own, Tile { data, ld, rows: rows.clone(), cols }, state);
         });
     }
 
-    fn memory(&mut self, wave: usize) -> &mut [T::Acc] {
-        let len = self.cut.wave_len();
-        if wave < self.kept_waves { &mut self.kept[wave * len..][..len] } else { &mut self.passing }
-    }
-
-    /// The tiles of a wave, as the last [`Self::each`] on it left them: chunk by chunk, [`Cut::padded`] rows each.
-    pub(super) fn wave(&mut self, wave: usize) -> impl Iterator<Item = (Range<usize>, &[T::Acc])> {
-        let cut = self.cut;
-        let padded = cut.padded(wave);
-        self.memory(wave).chunks(cut.tile_len()).enumerate().map(move |(chunk, data)| {
-            let cols = cut.cols(chunk);
-            let ld = cols.len().next_multiple_of(cut.nr);
-            (cols, &data[..padded * ld])
-        })
+    /// The tiles of a wave one behind the other, as [`Self::each`] of the last sweep has just left them, with
+    /// [`Cut::padded`] rows each.
+    pub(super) fn wave(&mut self, wave: usize) -> &[T::Acc] {
+        match self.place(wave, Sweep::Weigh) {
+            Some(place) => &self.memory[place],
+            None => &[],
+        }
     }
 }

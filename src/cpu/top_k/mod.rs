@@ -92,12 +92,24 @@ fn run<T: Element>(
     extra: Option<&BankColumns<'_, T>>,
     options: &TopKOptions<'_>,
 ) -> TopK<T::Acc> {
-    let (n, m, d) = (x.rows(), y.rows(), x.cols());
     let entries = extra.map_or(0, |extra| extra.bank.len());
-    let _awake = cpu.session(n.saturating_mul(m + entries).saturating_mul(d));
+    let _awake = cpu.session(x.rows().saturating_mul(y.rows() + entries).saturating_mul(x.cols()));
     let [x_scales, y_scales] = unit_scales(cpu, x, y, options.normalization);
     let x = Rows { mat: x, scales: x_scales.as_deref() };
     let y = Rows { mat: y, scales: y_scales.as_deref() };
+    select(cpu, x, y, extra, options)
+}
+
+/// What the rows of both matrices select, for options that were checked.
+pub(super) fn select<T: Element>(
+    cpu: &Cpu,
+    x: Rows<'_, T>,
+    y: Rows<'_, T>,
+    extra: Option<&BankColumns<'_, T>>,
+    options: &TopKOptions<'_>,
+) -> TopK<T::Acc> {
+    let (n, m, d) = (x.mat.rows(), y.mat.rows(), x.mat.cols());
+    let entries = extra.map_or(0, |extra| extra.bank.len());
     let positive = diagonal(cpu, x, y);
     let rows = side(options, (0, d), n, m + entries, &positive);
     let cols = side(options, (1, d), m, n, &positive);
