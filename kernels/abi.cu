@@ -268,6 +268,11 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         F(pairs) F(rows) F(col_parts) F(splits) F(pad_)
     }
     {
+        using S = CustomNearParams;
+        w.put(sizeof(S));
+        F(pairs) F(rows) F(cols) F(col_parts) F(least_pair) F(splits) F(pad_)
+    }
+    {
         using S = CustomAnchorsParams;
         w.put(sizeof(S));
         F(rows) F(col_parts) F(cols) F(inv_x) F(inv_y) F(ignore_rows) F(ignore_cols) F(skip_x) F(skip_y) F(counters)

@@ -4,20 +4,22 @@
 //                            of the sums of e^logit over its negatives and its positives, their numbers
 //   pairwise_custom_cols     the same of the columns: adds the wave's rows to their partial states
 //   pairwise_custom_anchors  merges the columns' states; which rows are left out of products; the report without what needs W
+//   pairwise_custom_near_*   if the formulas have near pairs (src/custom.rs, PairObjective::slack): means over those of every row
+//                            (rows) and, wave by wave (cols, then finish), of every column
 //   pairwise_custom_weights_*
 //     W_ij = row_weights_i f(s_ij, row i, column j), f = negative or positive of common/pair_formulas.cuh; NaN where s is
 //     w[i - first, j] = W_ij inv_x[i] inv_y[j] (f32: W_ij), 0 for pairs that are ignored, for own pairs that are positive and
 //     outside; diagonal[i] = W_ii of an own pair that is positive, else 0;  sums: of W s, of W and of s of positives
 //
 //   s (wave rows, lds) f32, by cosine_matrix_*;  w (wave rows, lds) bf16 for 16-bit operands, else f32 in the place of s;
-//   rows (7, n), cols (7, m), col_parts (8, splits, m): 4-byte words, params/pairwise_custom.h.  No other output may alias.
+//   rows (9, n), cols (9, m), col_parts (8, splits, m): 4-byte words, params/pairwise_custom.h.  No other output may alias.
 //
 // Work    rows: a block per row, its threads stride over the columns. cols: 32 columns and a part of the wave's rows per
 //         block, each warp every 8th row. anchors: a thread per row, then per column. weights: the wave's tiles are dealt to
 //         row_splits x col_splits blocks, half a block per row of 128 columns.
-// Launch  rows: grid = wave rows, block = 32 ceil(m / 32) up to 256; cols: (ceil(m / 32), splits), 256; anchors: max(1, ceil((n +
-//         m) / 256)), 256; weights: row_splits col_splits, 256.
-// Bound   memory: s is read three times, w written once. rows, cols: an exponential per element if the formulas ask for one.
+// Launch  rows, near_rows: grid = wave rows, block = 32 ceil(m / 32) up to 256; cols, near_cols: (ceil(m / 32), splits), 256;
+//         anchors: max(1, ceil((n + m) / 256)), 256; near_finish: ceil(m / 256), 256; weights: row_splits col_splits, 256.
+// Bound   memory: s is read three times (five with near pairs), w written once. rows, cols: an exponential per element if the formulas ask for one.
 // Order   a thread's elements ascending, the warp by a fixed tree, warps, splits and waves ascending. Integer atomics alone.
 //         Identical bits between runs and devices of one compiler.
 // Needs   sm_80; no header of the toolkit, since it is compiled at run time with NVRTC. The build's copy is only checked.
@@ -141,6 +143,92 @@ struct AnchorState {
     }
 };
 
+// --- near pairs -------------------------------------------------------------------------------------------------------
+
+// A number that is the larger, the smaller v is; 0 for NaN, and for nothing.
+__device__ __forceinline__ uint32_t order_key(float v) {
+    const uint32_t bits = __float_as_uint(v);
+    return v != v ? 0 : ~(bits >> 31 ? ~bits : bits | 0x80000000u);
+}
+__device__ __forceinline__ float least_of(uint32_t key) {
+    if (key == 0) return pos_infinity();
+    const uint32_t bits = ~key;
+    return __uint_as_float(bits >> 31 ? bits & 0x7fffffffu : ~bits);
+}
+
+// Sum over a set, and how many of its values are not 0.
+struct CountedSum {
+    float sum = 0.0f;
+    uint32_t count = 0;
+
+    __device__ __forceinline__ void add(float v) {
+        sum += v;
+        count += v != 0.0f;
+    }
+    __device__ __forceinline__ void merge(const CountedSum& b) {
+        sum += b.sum;
+        count += b.count;
+    }
+    __device__ __forceinline__ float mean() const { return count == 0 ? 0.0f : sum / float(count); }
+};
+
+// What a near pair is to one of its anchors: the anchor, its hardest negative, and the own pair of the other.
+struct NearAnchor {
+    float pair, hardest;
+    uint32_t hardest_at;
+
+    __device__ __forceinline__ NearAnchor(const uint32_t* planes, uint32_t count, uint32_t line) {
+        const uint32_t* from = planes + line;
+        const size_t plane = count;
+        pair = __uint_as_float(from[kPlanePair * plane]);
+        hardest = __uint_as_float(from[kPlaneHardest * plane]);
+        hardest_at = from[kPlaneHardestAt * plane];
+    }
+};
+
+struct NearState {
+    CountedSum negatives, positives;
+
+    // A negative pair of `a`, of similarity s, whose other anchor is number `other` with the own pair `other_pair`.
+    __device__ __forceinline__ void add(const NearAnchor& a, float threshold, float s, uint32_t other, float other_pair) {
+        AnchorView v{};
+        v.pair = a.pair;
+        v.hardest = a.hardest;
+        // NaN is not near.
+        if (s >= threshold && a.hardest_at != other) negatives.add(formula_near_negative(s, v));
+        if (other_pair <= a.hardest + kSlack) positives.add(formula_near_positive(other_pair, v));
+    }
+    __device__ __forceinline__ void merge(const NearState& b) {
+        negatives.merge(b.negatives);
+        positives.merge(b.positives);
+    }
+    __device__ __forceinline__ NearState exchanged(int mask) const {
+        NearState b;
+        b.negatives.sum = exchange(negatives.sum, mask), b.negatives.count = exchange(negatives.count, mask);
+        b.positives.sum = exchange(positives.sum, mask), b.positives.count = exchange(positives.count, mask);
+        return b;
+    }
+    __device__ __forceinline__ void store(uint32_t* to, size_t plane) const {
+        to[0] = __float_as_uint(negatives.sum), to[plane] = negatives.count;
+        to[2 * plane] = __float_as_uint(positives.sum), to[3 * plane] = positives.count;
+    }
+    static __device__ __forceinline__ NearState load(const uint32_t* from, size_t plane) {
+        NearState b;
+        b.negatives.sum = __uint_as_float(from[0]), b.negatives.count = from[plane];
+        b.positives.sum = __uint_as_float(from[2 * plane]), b.positives.count = from[3 * plane];
+        return b;
+    }
+    __device__ __forceinline__ void finish(uint32_t* planes, uint32_t count, uint32_t line) const {
+        const size_t plane = count;
+        planes[kPlaneNearNegatives * plane + line] = __float_as_uint(negatives.mean());
+        planes[kPlaneNearPositives * plane + line] = __float_as_uint(positives.mean());
+    }
+};
+
+__device__ __forceinline__ float pair_of(const uint32_t* planes, uint32_t count, uint32_t line) {
+    return __uint_as_float(planes[kPlanePair * size_t(count) + line]);
+}
+
 // --- weights ----------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ AnchorView view_of(const uint32_t* planes, uint32_t count, uint32_t line) {
@@ -148,7 +236,8 @@ __device__ __forceinline__ AnchorView view_of(const uint32_t* planes, uint32_t c
     const size_t plane = count;
     const auto number = [&](uint32_t at) { return __uint_as_float(from[at * plane]); };
     return {number(kPlanePair), number(kPlaneHardest), number(kPlaneLse), number(kPlaneLsePositives),
-            float(from[kPlanePositives * plane]), float(from[kPlaneNegatives * plane])};
+            float(from[kPlanePositives * plane]), float(from[kPlaneNegatives * plane]),
+            kUsesNear ? number(kPlaneNearNegatives) : 0.0f, kUsesNear ? number(kPlaneNearPositives) : 0.0f};
 }
 
 __device__ __forceinline__ void put(float* to, float v) { *to = v; }
@@ -257,6 +346,7 @@ __device__ __forceinline__ void count(C* counter, bool yes) {
 struct Anchor {
     uint32_t negatives = 0, positives = 0;
     float inv = 1.0f;
+    uint32_t least = 0;  // of the own pair, as order_key()
 };
 
 __device__ __forceinline__ Anchor finish_row(const CustomAnchorsParams& p, uint32_t i) {
@@ -265,6 +355,7 @@ __device__ __forceinline__ Anchor finish_row(const CustomAnchorsParams& p, uint3
     if (p.splits > 0) {
         a.positives = p.rows[kPlanePositives * size_t(p.n) + i];
         a.negatives = p.rows[kPlaneNegatives * size_t(p.n) + i];
+        if (kUsesNear) a.least = order_key(pair_of(p.rows, p.n, i));
     }
     if (p.skip_x != nullptr) p.skip_x[i] = ignored(p.ignore_rows, i) || (p.normalised && a.inv != a.inv);
     return a;
@@ -279,7 +370,7 @@ __device__ __forceinline__ Anchor finish_col(const CustomAnchorsParams& p, uint3
             state.merge(AnchorState::load(p.col_parts + size_t(split) * p.m + j, size_t(p.splits) * p.m));
         }
         // The pair of column j is that of row j.
-        state.finish(p.cols, p.m, j, j < p.n ? __uint_as_float(p.rows[kPlanePair * size_t(p.n) + j]) : quiet_nan());
+        state.finish(p.cols, p.m, j, j < p.n ? pair_of(p.rows, p.n, j) : quiet_nan());
         a.positives = state.positives;
         a.negatives = state.negatives;
     }
@@ -367,6 +458,7 @@ extern "C" __global__ void __launch_bounds__(kCustomThreads)
         atomicAdd(p.counters + 1, positives);
     }
     uint32_t* anchors = reinterpret_cast<uint32_t*>(p.counters + 2);
+    if (kUsesNear && a.least != 0) atomicMax(anchors + 6, a.least);
     count(anchors, of_rows && a.positives > 0);
     count(anchors + 1, of_cols && a.positives > 0);
     count(anchors + 2, of_rows && a.inv == 0.0f);
@@ -374,6 +466,70 @@ extern "C" __global__ void __launch_bounds__(kCustomThreads)
     count(anchors + 4, of_rows && a.inv != a.inv);
     count(anchors + 5, of_cols && a.inv != a.inv);
     if (last_to_come(p.ticket, last) && threadIdx.x == 0) write_report(p);
+}
+
+extern "C" __global__ void __launch_bounds__(kCustomThreads)
+    pairwise_custom_near_rows(const __grid_constant__ CustomNearParams params) {
+    __shared__ uint32_t scratch[4 * kWarps];
+    const CustomPairs& p = params.pairs;
+    const uint32_t row = p.first_row + blockIdx.x;
+    const float* s = p.s + blockIdx.x * p.lds;
+    const float threshold = least_of(*params.least_pair) - kSlack;
+    const NearAnchor anchor(params.rows, p.n, row);
+    NearState state;
+    if (!ignored(p.ignore_rows, row)) {
+        for (uint32_t col = threadIdx.x; col < p.m; col += blockDim.x) {
+            if (class_of(p, row, col) != PairClass::negative) continue;
+            state.add(anchor, threshold, s[col], col, pair_of(params.cols, p.m, col));
+        }
+    }
+    for (int mask = 16; mask > 0; mask >>= 1) state.merge(state.exchanged(mask));
+    if (lane_id() == 0) state.store(scratch + warp_id(), kWarps);
+    __syncthreads();  // every warp's state is in place
+    if (threadIdx.x != 0) return;
+    for (uint32_t w = 1; w < blockDim.x / kWarpSize; ++w) state.merge(NearState::load(scratch + w, kWarps));
+    state.finish(params.rows, p.n, row);
+}
+
+extern "C" __global__ void __launch_bounds__(kCustomThreads)
+    pairwise_custom_near_cols(const __grid_constant__ CustomNearParams params) {
+    __shared__ uint32_t scratch[4 * kCustomThreads];
+    const CustomPairs& p = params.pairs;
+    const uint32_t col = blockIdx.x * kCustomCols + lane_id();
+    const uint64_t rows = p.end_row - p.first_row;
+    const uint32_t end = p.first_row + uint32_t(rows * (blockIdx.y + 1) / params.splits);
+    const float threshold = least_of(*params.least_pair) - kSlack;
+    NearState state;
+    if (col < p.m) {
+        const NearAnchor anchor(params.cols, p.m, col);
+        for (uint32_t row = p.first_row + uint32_t(rows * blockIdx.y / params.splits) + warp_id(); row < end; row += kWarps) {
+            if (ignored(p.ignore_rows, row) || class_of(p, row, col) != PairClass::negative) continue;
+            state.add(anchor, threshold, p.s[(row - p.first_row) * p.lds + col], row, pair_of(params.rows, p.n, row));
+        }
+    }
+    state.store(scratch + threadIdx.x, kCustomThreads);
+    __syncthreads();  // every warp's states are in place
+    if (warp_id() != 0 || col >= p.m) return;
+    for (uint32_t w = 1; w < kWarps; ++w) state.merge(NearState::load(scratch + w * kWarpSize + lane_id(), kCustomThreads));
+    uint32_t* part = params.col_parts + size_t(blockIdx.y) * p.m + col;
+    const size_t plane = size_t(params.splits) * p.m;
+    if (p.first_row > 0) {
+        NearState before = NearState::load(part, plane);
+        before.merge(state);
+        state = before;
+    }
+    state.store(part, plane);
+}
+
+extern "C" __global__ void __launch_bounds__(kCustomThreads)
+    pairwise_custom_near_finish(const __grid_constant__ CustomNearParams params) {
+    const uint32_t m = params.pairs.m, col = blockIdx.x * kCustomThreads + threadIdx.x;
+    if (col >= m) return;
+    NearState state;
+    for (uint32_t split = 0; split < params.splits; ++split) {
+        state.merge(NearState::load(params.col_parts + size_t(split) * m + col, size_t(params.splits) * m));
+    }
+    state.finish(params.cols, m, col);
 }
 
 extern "C" __global__ void __launch_bounds__(kCustomThreads)

@@ -155,7 +155,7 @@ fn the_goal_grid_written_as_text() {
 fn the_goal_grid_written_as_text_on_cuda() {
     use simgrad::cuda::host;
     let Some(cuda) = common::cuda_with_nvrtc() else { return };
-    for objective in Objective::all().into_iter().filter(|o| !matches!(o.pair().name(), "lin_ms" | "sig_ms")) {
+    for objective in Objective::all() {
         for groups in [0, 4] {
             let shape = Shape { groups, ..Shape::new(40, 9) };
             let goal = Case::<f32>::raw(&shape, objective, 5);

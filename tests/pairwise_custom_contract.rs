@@ -27,6 +27,14 @@ const FORMULAS: &str = "
     positive = sigmoid(row.hardest - s) - 2 + 0.1 * (row.lse_positives - col.lse_positives)
 ";
 
+/// Needs near pairs, which take a sweep of their own.
+const NEAR: &str = "
+    near_negative = hardest - s
+    near_positive = hardest + 0.05 - s
+    negative = sigmoid(2 * s) + row.near_negatives * hardest_of_row + col.near_positives * hardest_of_col
+    positive = -1 - row.near_positives * col.near_negatives
+";
+
 /// Needs none.
 const SIMPLE: &str = "negative = sigmoid(4 * s)\npositive = -sigmoid(-4 * s)";
 
@@ -121,7 +129,7 @@ fn largest_difference(got: &[f32], want: &[f64]) -> f64 {
     got.iter().zip(want).fold(0.0f64, |a, (g, w)| a.max((f64::from(*g) - w).abs())) / largest
 }
 
-fn waves<T: DeviceElement>(shape @ [n, m, d]: [usize; 3], element: usize, tolerance: f64)
+fn waves<T: DeviceElement>(text: &str, shape @ [n, m, d]: [usize; 3], element: usize, tolerance: f64)
 where
     f32: GradientOf<T>,
 {
@@ -136,13 +144,13 @@ where
         &cpu,
         MatRef::new(&x, n, d).unwrap(),
         MatRef::new(&y, m, d).unwrap(),
-        &parse(FORMULAS),
+        &parse(text),
         &PairwiseOptions::default(),
         MatMut::new(&mut dx, n, d).unwrap(),
         MatMut::new(&mut dy, m, d).unwrap(),
     )
     .unwrap();
-    let expression = compile(kernels, FORMULAS);
+    let expression = compile(kernels, text);
     let outcome = |wave_bytes| {
         let mut step = Step::<T, f32>::new(&stream, shape, wave_bytes, 5);
         step.enqueue(kernels, &stream, &expression, plain()).unwrap();
@@ -162,9 +170,10 @@ where
 
 #[test]
 fn waves_of_rows_add_up_to_the_whole_gradient() {
-    waves::<f32>([300, 140, 12], 4, 1e-5);
-    waves::<bf16>([270, 140, 24], 6, 6e-3);
-    waves::<f16>([270, 140, 24], 6, 6e-3);
+    waves::<f32>(FORMULAS, [300, 140, 12], 4, 1e-5);
+    waves::<f32>(NEAR, [300, 140, 12], 4, 1e-5);
+    waves::<bf16>(FORMULAS, [270, 140, 24], 6, 6e-3);
+    waves::<f16>(FORMULAS, [270, 140, 24], 6, 6e-3);
 }
 
 fn replay_equals_eager<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
@@ -195,6 +204,8 @@ fn replay_equals_eager<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
 fn a_captured_step_is_kernels_alone_and_replays_with_other_inputs() {
     replay_equals_eager::<bf16, f32>(FORMULAS, [40, 40, 24], PAIRWISE_WAVE_BYTES, 8);
     replay_equals_eager::<f32, f32>(FORMULAS, [140, 30, 8], 0, 15);
+    replay_equals_eager::<bf16, f32>(NEAR, [40, 40, 24], PAIRWISE_WAVE_BYTES, 11);
+    replay_equals_eager::<f32, f32>(NEAR, [140, 30, 8], 0, 22);
     replay_equals_eager::<f16, f16>(SIMPLE, [30, 40, 9], PAIRWISE_WAVE_BYTES, 8);
 }
 
@@ -203,7 +214,7 @@ fn results_do_not_depend_on_what_was_in_the_workspace() {
     let Some((context, kernels)) = ready() else { return };
     let _turn = turn();
     let stream = context.new_stream().unwrap();
-    for text in [FORMULAS, SIMPLE] {
+    for text in [FORMULAS, NEAR, SIMPLE] {
         let expression = compile(kernels, text);
         let mut step = Step::<f32, f32>::new(&stream, [20, 33, 6], PAIRWISE_WAVE_BYTES, 5);
         step.enqueue(kernels, &stream, &expression, plain()).unwrap();

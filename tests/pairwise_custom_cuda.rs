@@ -50,7 +50,16 @@ const PAIRS: &str = "
     positive = -row.negatives
 ";
 
-const ALL: [&str; 5] = [CLIP, SIGLIP, SUPCON, EVERYTHING, PAIRS];
+/// Means over near pairs.
+const NEAR: &str = "
+    slack         = 0.3
+    near_negative = exp(2 * (s - hardest))
+    near_positive = hardest + 0.05 - s
+    negative      = (1 + row.near_negatives) * sigmoid(3 * s) + hardest_of_col * (2 - col.near_positives)
+    positive      = -(1 + row.near_positives) * sigmoid(-3 * s) - col.near_negatives
+";
+
+const ALL: [&str; 6] = [CLIP, SIGLIP, SUPCON, EVERYTHING, PAIRS, NEAR];
 
 /// Every f32 element within 1e-5 of the largest; of 16-bit inputs the whole within 3e-3 (weights are rounded to bf16), and
 /// with a 16-bit gradient another rounding.
@@ -171,6 +180,7 @@ fn blocks_with_several_tiles_and_columns_of_several_blocks() {
     plain::<f32, f32>(&case(5, 2200, 3), EVERYTHING);
     plain::<f32, f32>(&case(2200, 5, 3), EVERYTHING);
     plain::<bf16, f32>(&case(300, 257, 8), CLIP);
+    plain::<f32, f32>(&case(300, 257, 8), NEAR);
 }
 
 /// Groups, masks and weights.
@@ -212,9 +222,16 @@ fn with_arrays<T: Element, G: GradientOf<T>>(case: &Case, text: &str, one_positi
 
 #[test]
 fn groups_masks_and_weights() {
-    for (text, one_positive) in
-        [(CLIP, true), (SIGLIP, false), (SUPCON, false), (EVERYTHING, true), (EVERYTHING, false), (PAIRS, true)]
-    {
+    for (text, one_positive) in [
+        (CLIP, true),
+        (SIGLIP, false),
+        (SUPCON, false),
+        (EVERYTHING, true),
+        (EVERYTHING, false),
+        (PAIRS, true),
+        (NEAR, true),
+        (NEAR, false),
+    ] {
         with_arrays::<f32, f32>(&case(140, 150, 12), text, one_positive);
         with_arrays::<bf16, f32>(&case(60, 131, 24), text, one_positive);
         with_arrays::<f16, f32>(&case(33, 20, 7), text, one_positive);

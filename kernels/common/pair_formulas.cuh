@@ -5,10 +5,18 @@
 
 constexpr bool kUsesSums = true;
 constexpr bool kUsesHardest = false;
+constexpr bool kUsesNear = false;
+constexpr float kSlack = 0.0f;
 
 __device__ __forceinline__ float formula_logit(float s) {
     const float t0 = 14.3f * s;
     return t0;
+}
+__device__ __forceinline__ float formula_near_negative(float s, const AnchorView& v) {
+    return 0.0f;
+}
+__device__ __forceinline__ float formula_near_positive(float s, const AnchorView& v) {
+    return 0.0f;
 }
 __device__ __forceinline__ float formula_positive(const PairView& v) {
     const float t0 = -14.3f;

@@ -7,7 +7,7 @@
 
 // An anchor, a row or a column: src/custom.rs.
 struct AnchorView {
-    float pair, hardest, lse, lse_positives, positives, negatives;
+    float pair, hardest, lse, lse_positives, positives, negatives, near_negatives, near_positives;
 };
 
 // A pair that is to be weighed.

@@ -4,7 +4,7 @@
 
 #include "params/pairwise.h"
 
-constexpr uint32_t kCustomPlanes = 7;   // of an anchor: kPlane*
+constexpr uint32_t kCustomPlanes = 9;   // of an anchor: kPlane*
 constexpr uint32_t kPlanePair = 0;      // similarity of the own pair, f32; NaN: it has none
 constexpr uint32_t kPlaneHardest = 1;   // largest similarity of a negative, f32; -infinity without one
 constexpr uint32_t kPlaneLse = 2;       // ln sum e^logit over the negatives, f32; -infinity without one
@@ -12,12 +12,14 @@ constexpr uint32_t kPlaneLsePositives = 3;  // the same over the positives
 constexpr uint32_t kPlanePositives = 4;     // number, u32
 constexpr uint32_t kPlaneNegatives = 5;     // number, u32
 constexpr uint32_t kPlaneHardestAt = 6;     // index of the hardest negative, u32; 2^32 - 1 without one
+constexpr uint32_t kPlaneNearNegatives = 7;  // means over the near pairs, f32; written only if the formulas have them
+constexpr uint32_t kPlaneNearPositives = 8;
 
 constexpr uint32_t kCustomParts = 8;      // planes of a column's partial state
 constexpr uint32_t kCustomThreads = 256;  // of a block, of pairwise_custom_rows at most
 constexpr uint32_t kCustomCols = 32;      // columns of a block of pairwise_custom_cols, each of 8 threads
-constexpr uint32_t kCustomCounters = 10;  // words, 0 on entry: negatives and positives (u64), rows and columns with a positive,
-                                          // zero rows of X and Y, rows of X and Y with a NaN or Inf
+constexpr uint32_t kCustomCounters = 11;  // words, 0 on entry: negatives and positives (u64), rows and columns with a positive, zero
+                                          // rows of X and Y, rows of X and Y with a NaN or Inf, the least pair
 
 // The similarities of a wave of rows and which of the pairs count.
 struct CustomPairs {
@@ -44,6 +46,17 @@ struct CustomStatsParams {
     uint32_t pad_;
 };
 static_assert(sizeof(CustomStatsParams) == 96, "keep in step with src/cuda/pairwise_custom_params.rs");
+
+struct CustomNearParams {
+    CustomPairs pairs;
+    uint32_t* rows;             // (kCustomPlanes, n), but for the means that pairwise_custom_near_rows adds
+    uint32_t* cols;             // (kCustomPlanes, m), the same by pairwise_custom_near_finish
+    uint32_t* col_parts;        // (4 of kCustomParts, splits, m)
+    const uint32_t* least_pair;  // as CustomAnchorsParams left it
+    uint32_t splits;            // of the wave's rows
+    uint32_t pad_;
+};
+static_assert(sizeof(CustomNearParams) == 112, "keep in step with src/cuda/pairwise_custom_params.rs");
 
 struct CustomAnchorsParams {
     const uint32_t* rows;       // (kCustomPlanes, n), complete

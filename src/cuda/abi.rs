@@ -14,7 +14,9 @@ use super::memory_bank::BankPushParams;
 use super::mine::MineParams;
 use super::mined_triplet::{self, MinedTripletParams, MinedTripletPart};
 use super::pairwise_conflict::{self, PairwiseConflictParams};
-use super::pairwise_custom_params::{self, CustomAnchorsParams, CustomPairs, CustomStatsParams, CustomWeightsParams};
+use super::pairwise_custom_params::{
+    self, CustomAnchorsParams, CustomNearParams, CustomPairs, CustomStatsParams, CustomWeightsParams,
+};
 use super::pairwise_params::{
     self, PairwiseBlock, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide,
     PairwiseGradParams, PairwiseMixtureReportParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
@@ -84,6 +86,7 @@ pub fn host_layout() -> Vec<u32> {
         PairwiseConflictParams::LAYOUT,
         CustomPairs::LAYOUT,
         CustomStatsParams::LAYOUT,
+        CustomNearParams::LAYOUT,
         CustomAnchorsParams::LAYOUT,
         CustomWeightsParams::LAYOUT,
         &constants(),

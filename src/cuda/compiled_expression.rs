@@ -46,15 +46,21 @@ pub(super) enum CustomKernel {
     Rows,
     Cols,
     Anchors,
+    NearRows,
+    NearCols,
+    NearFinish,
     WeightsF32,
     WeightsBf16,
 }
 
 /// The names, in the order of [`CustomKernel`].
-const NAMES: [&str; 5] = [
+const NAMES: [&str; 8] = [
     "pairwise_custom_rows",
     "pairwise_custom_cols",
     "pairwise_custom_anchors",
+    "pairwise_custom_near_rows",
+    "pairwise_custom_near_cols",
+    "pairwise_custom_near_finish",
     "pairwise_custom_weights_f32",
     "pairwise_custom_weights_bf16",
 ];
@@ -75,6 +81,7 @@ pub(super) struct Compiled(HashMap<String, Arc<Functions>>);
 pub struct CompiledExpression {
     functions: Arc<Functions>,
     one_positive: bool,
+    near_pairs: bool,
     source: Arc<str>,
 }
 
@@ -112,7 +119,12 @@ impl CompiledExpression {
                 functions
             }
         };
-        Ok(Self { functions, one_positive: expression.one_positive(), source: expression.source().into() })
+        Ok(Self {
+            functions,
+            one_positive: expression.one_positive(),
+            near_pairs: expression.has_near_pairs(),
+            source: expression.source().into(),
+        })
     }
 
     /// The text of the expression.
@@ -123,6 +135,11 @@ impl CompiledExpression {
     /// Whether an anchor's own pair is its only positive, as in [`PairObjective::one_positive`].
     pub fn one_positive(&self) -> bool {
         self.one_positive
+    }
+
+    /// Whether there are means over near pairs, see [`PairObjective::slack`].
+    pub(super) fn near_pairs(&self) -> bool {
+        self.near_pairs
     }
 
     /// Whether it is the same code as `other`'s, compiled once.
@@ -165,9 +182,17 @@ fn load(kernels: &Kernels, ptx: String) -> Result<Arc<Functions>> {
     };
     let module = context.load_module(Ptx::from_src(ptx)).map_err(|e| failed("pairwise_custom", e))?;
     let function = |name| module.load_function(name).map_err(|e| failed(name, e));
-    let [rows, cols, anchors, weights_f32, weights_bf16] = NAMES;
-    let kernels =
-        [function(rows)?, function(cols)?, function(anchors)?, function(weights_f32)?, function(weights_bf16)?];
+    let [rows, cols, anchors, near_rows, near_cols, near_finish, weights_f32, weights_bf16] = NAMES;
+    let kernels = [
+        function(rows)?,
+        function(cols)?,
+        function(anchors)?,
+        function(near_rows)?,
+        function(near_cols)?,
+        function(near_finish)?,
+        function(weights_f32)?,
+        function(weights_bf16)?,
+    ];
     Ok(Arc::new(Functions { kernels, context: context.clone() }))
 }
 
@@ -186,7 +211,9 @@ mod tests {
 
     #[test]
     fn formulas_compile_for_every_generation_without_local_memory() {
-        let text = "logit = 9 * s\nnegative = exp(logit - row.lse) * hardest_of_col\npositive = -softplus(col.pair)";
+        let text = "logit = 9 * s\nnear_negative = exp(s - hardest)\nnear_positive = sqrt(pair - s)\n\
+                    negative = exp(logit - row.lse) * hardest_of_col / (1 + row.near_negatives)\n\
+                    positive = -softplus(col.pair) - col.near_positives";
         let code = text.parse::<Expression>().unwrap().device_code().unwrap();
         for capability in [(8, 0), (9, 0), (10, 0), (99, 0)] {
             let ptx = to_ptx(&code, text, capability);

@@ -43,12 +43,12 @@ pub unsafe fn pairwise_step_custom_raw(
 /// [`pairwise_custom_workspace_bytes`](super::pairwise_custom_workspace_bytes) bytes for the same `wave_bytes`, whose contents do
 /// not matter before and mean nothing after. Similarities of a wave of rows are stored in f32, and read by a kernel for the
 /// statistics of rows, one for those of columns, and one that weighs; with more than one wave they are computed twice, so
-/// that there are 3 or 4 products of `n m d`. Weights are rounded to bf16 for 16-bit inputs, except those of own pairs that
-/// are positive.
+/// that there are 3 or 4 products of `n m d` (with near pairs 3 or 5). Weights are rounded to bf16 for 16-bit inputs, except
+/// those of own pairs that are positive.
 ///
-/// Enqueues 8 kernels, or 3 and 6 per wave if there are several; allocates nothing on the device, does not synchronise, reads
-/// nothing back; can be captured. Bitwise the same from run to run for the same `wave_bytes` and the same NVRTC. If a launch is
-/// refused, `dx` and `dy` are unchanged.
+/// Enqueues 8 kernels, or 3 and 6 per wave if there are several, and for near pairs 3 more, or 1 and 3 per wave; allocates
+/// nothing on the device, does not synchronise, reads nothing back; can be captured. Bitwise the same from run to run for the
+/// same `wave_bytes` and the same NVRTC. If a launch is refused, `dx` and `dy` are unchanged.
 ///
 /// # Errors
 /// [`Error::InvalidOption`](crate::Error::InvalidOption) for `col_weights` and `log_q`, of which formulas have no use,

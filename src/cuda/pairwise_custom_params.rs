@@ -3,15 +3,15 @@
 use super::launch::params;
 
 /// Planes of what is known of an anchor; `kCustomPlanes` in `kernels/params/pairwise_custom.h`.
-pub(crate) const PLANES: usize = 7;
+pub(crate) const PLANES: usize = 9;
 /// Planes of a column's partial state; `kCustomParts` there.
 pub(crate) const PARTS: usize = 8;
 /// Threads of a block; `kCustomThreads` there.
 pub(crate) const THREADS: usize = 256;
 /// Columns of a block of `pairwise_custom_cols`; `kCustomCols` there.
 pub(crate) const COLS: usize = 32;
-/// Words of counters; `kCustomCounters` there.
-pub(crate) const COUNTERS: usize = 10;
+/// Words of counters, the least pair the last of them; `kCustomCounters` there.
+pub(crate) const COUNTERS: usize = 11;
 
 params! {
     /// Twin of the struct in `kernels/params/pairwise_custom.h`.
@@ -37,6 +37,19 @@ params! {
         pairs: CustomPairs,
         rows: u64,
         col_parts: u64,
+        splits: u32,
+        pad_: u32,
+    }
+}
+
+params! {
+    /// Twin of the struct in `kernels/params/pairwise_custom.h`.
+    CustomNearParams: 112 {
+        pairs: CustomPairs,
+        rows: u64,
+        cols: u64,
+        col_parts: u64,
+        least_pair: u64,
         splits: u32,
         pad_: u32,
     }

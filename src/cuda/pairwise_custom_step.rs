@@ -8,7 +8,7 @@ use super::descriptor::RawBuf;
 use super::kernels::Kernels;
 use super::launch::{Params, launch, launch_function};
 use super::pairwise_custom_params::{
-    COLS, COUNTERS, CustomAnchorsParams, CustomPairs, CustomStatsParams, CustomWeightsParams, THREADS,
+    COLS, COUNTERS, CustomAnchorsParams, CustomNearParams, CustomPairs, CustomStatsParams, CustomWeightsParams, THREADS,
 };
 use super::pairwise_custom_plan::{OP, Plan, RawPairwiseCustom};
 use super::pairwise_gradient::{GradientStep, ReportOfWeights};
@@ -112,6 +112,19 @@ impl Step<'_> {
             pairs: self.pairs(wave),
             rows: self.at(self.plan.rows),
             col_parts: self.at(self.plan.col_parts),
+            splits: self.plan.splits as u32,
+            pad_: 0,
+        }
+    }
+
+    fn near(&self, wave: &Wave) -> CustomNearParams {
+        CustomNearParams {
+            pairs: self.pairs(wave),
+            rows: self.at(self.plan.rows),
+            cols: self.at(self.plan.cols),
+            // The states of the statistics have been merged.
+            col_parts: self.at(self.plan.col_parts),
+            least_pair: self.zeroed(COUNTERS - 1),
             splits: self.plan.splits as u32,
             pad_: 0,
         }
@@ -246,15 +259,27 @@ impl Step<'_> {
         // caller's promise.
         unsafe {
             plan.prepare.launch(self.kernels, self.stream, self.base)?;
+            let row_threads = shape.m.next_multiple_of(32).min(THREADS);
+            let col_blocks = (shape.m.div_ceil(COLS), plan.splits);
             for wave in &plan.waves {
                 self.sweep(wave)?;
                 let stats = self.stats(wave);
-                let threads = shape.m.next_multiple_of(32).min(THREADS);
-                self.run(CustomKernel::Rows, (self.rows(wave).len(), 1), threads, &stats)?;
-                self.run(CustomKernel::Cols, (shape.m.div_ceil(COLS), plan.splits), THREADS, &stats)?;
+                self.run(CustomKernel::Rows, (self.rows(wave).len(), 1), row_threads, &stats)?;
+                self.run(CustomKernel::Cols, col_blocks, THREADS, &stats)?;
             }
             let blocks = (shape.n + shape.m).div_ceil(THREADS).max(1);
             self.run(CustomKernel::Anchors, (blocks, 1), THREADS, &self.anchors())?;
+            for wave in plan.waves.iter().filter(|_| self.a.expression.near_pairs()) {
+                if plan.waves.len() > 1 {
+                    self.sweep(wave)?;
+                }
+                let near = self.near(wave);
+                self.run(CustomKernel::NearRows, (self.rows(wave).len(), 1), row_threads, &near)?;
+                self.run(CustomKernel::NearCols, col_blocks, THREADS, &near)?;
+                if wave.end == tiles(shape.n) {
+                    self.run(CustomKernel::NearFinish, (shape.m.div_ceil(THREADS), 1), THREADS, &near)?;
+                }
+            }
             let gradient = self.gradient();
             for wave in &plan.waves {
                 if plan.waves.len() > 1 {

@@ -3,19 +3,21 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
-use super::{Binary, Expression, Node, Statistic, Unary, Variable};
+use super::{Binary, Expression, Near, Node, Statistic, Unary, Variable};
 use crate::error::{Error, Result};
 
 const OP: &str = "CompiledExpression::compile";
 
 /// Fields of `AnchorView` in `kernels/common/pair_view.cuh`. A statistic that is not here does not exist on CUDA.
-const STATISTICS: [(Statistic, &str); 6] = [
+const STATISTICS: [(Statistic, &str); 8] = [
     (Statistic::Pair, "pair"),
     (Statistic::Hardest, "hardest"),
     (Statistic::Lse, "lse"),
     (Statistic::LsePositives, "lse_positives"),
     (Statistic::Positives, "positives"),
     (Statistic::Negatives, "negatives"),
+    (Statistic::NearNegatives, "near_negatives"),
+    (Statistic::NearPositives, "near_positives"),
 ];
 
 /// Fields of `PairView` there.
@@ -37,26 +39,43 @@ impl Expression {
         let formulas = [&self.positive, &self.negative];
         let uses = |wanted: &dyn Fn(&Variable) -> bool| formulas.iter().any(|formula| formula.any(wanted));
         let sums = uses(&|v| matches!(v, Variable::Row(s) | Variable::Col(s) if s.is_sum()));
-        let hardest = uses(&|v| match v {
-            Variable::Row(s) | Variable::Col(s) => *s == Statistic::Hardest,
-            _ => matches!(v, Variable::HardestOfRow | Variable::HardestOfCol),
-        });
+        let near = self.near.as_ref();
+        let hardest = near.is_some()
+            || uses(&|v| match v {
+                Variable::Row(s) | Variable::Col(s) => *s == Statistic::Hardest,
+                _ => matches!(v, Variable::HardestOfRow | Variable::HardestOfCol),
+            });
         let mut code = String::from("#include \"common/pair_view.cuh\"\n\n");
-        let _ = writeln!(code, "constexpr bool kUsesSums = {sums};\nconstexpr bool kUsesHardest = {hardest};\n");
-        for (name, parameter, pair, formula) in [
+        let _ = writeln!(code, "constexpr bool kUsesSums = {sums};\nconstexpr bool kUsesHardest = {hardest};");
+        let slack = self.emitter("").number(near.map_or(0.0, |near| near.slack))?;
+        let _ = writeln!(code, "constexpr bool kUsesNear = {};\nconstexpr float kSlack = {slack};\n", near.is_some());
+        let nothing = Node::Number(0.0);
+        let of_near = |of: fn(&Near) -> Option<&Node>| near.and_then(of).unwrap_or(&nothing);
+        for (name, parameters, pair, formula) in [
             ("logit", "float s", "", &self.logit),
+            ("near_negative", "float s, const AnchorView& v", "", of_near(|near| near.negative.as_ref())),
+            ("near_positive", "float s, const AnchorView& v", "", of_near(|near| near.positive.as_ref())),
             ("positive", "const PairView& v", "v.", &self.positive),
             ("negative", "const PairView& v", "v.", &self.negative),
         ] {
-            let mut emitter = Emitter { pair, known: HashMap::new(), body: String::new(), source: &self.source };
+            let mut emitter = self.emitter(pair);
             let result = emitter.value(formula)?;
             let body = emitter.body;
             let _ = writeln!(
                 code,
-                "__device__ __forceinline__ float formula_{name}({parameter}) {{\n{body}    return {result};\n}}"
+                "__device__ __forceinline__ float formula_{name}({parameters}) {{\n{body}    return {result};\n}}"
             );
         }
         Ok(code)
+    }
+
+    fn emitter(&self, pair: &'static str) -> Emitter<'_> {
+        Emitter { pair, known: HashMap::new(), body: String::new(), source: &self.source }
+    }
+
+    /// Whether the formulas have near pairs, which take a sweep of their own.
+    pub(crate) fn has_near_pairs(&self) -> bool {
+        self.near.is_some()
     }
 }
 
@@ -123,6 +142,7 @@ impl Emitter<'_> {
             STATISTICS.iter().find(|(known, _)| *known == statistic).map(|(_, field)| format!("{side}.{field}"))
         };
         let field = match variable {
+            Variable::Own(of) => statistic("v", of),
             Variable::Row(of) => statistic("row", of),
             Variable::Col(of) => statistic("col", of),
             other => VARIABLES.iter().find(|(known, _)| *known == other).map(|(_, field)| (*field).to_owned()),
@@ -190,6 +210,18 @@ mod tests {
         let plain = "negative = s\npositive = 0".parse::<Expression>().unwrap().device_code().unwrap();
         assert!(plain.contains("kUsesSums = false") && plain.contains("kUsesHardest = false"), "{plain}");
         assert!(code.contains("kUsesSums = true") && code.contains("kUsesHardest = true"), "{code}");
+    }
+
+    #[test]
+    fn near_pairs_have_formulas_of_their_anchor() {
+        let text =
+            "near_negative = hardest - s\nslack = 0.5\nnegative = row.near_negatives\npositive = col.near_negatives";
+        let code = text.parse::<Expression>().unwrap().device_code().unwrap();
+        for part in
+            ["t0 = v.hardest - s", "kSlack = 0.5f", "kUsesNear = true", "v.row.near_negatives", "kUsesHardest = true"]
+        {
+            assert!(code.contains(part), "{part}: {code}");
+        }
     }
 
     #[test]
