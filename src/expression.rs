@@ -307,6 +307,15 @@ impl Node {
         }
     }
 
+    /// Numbers, variables and operations in it.
+    fn size(&self) -> usize {
+        match self {
+            Self::Number(_) | Self::Variable(_) => 1,
+            Self::Unary(_, a) => 1 + a.size(),
+            Self::Binary(_, ab) => ab.iter().map(Self::size).sum::<usize>() + 1,
+        }
+    }
+
     /// Its value if it has no variables.
     fn number(&self) -> f64 {
         self.of_anchor(f64::NAN, &NOBODY)
@@ -427,6 +436,12 @@ mod tests {
         assert_eq!(neither.slack(), None);
     }
 
+    /// Lines of which each has the one before twice.
+    fn doubled(lines: usize) -> String {
+        let line = |k: usize| format!("p{} = p{k} + p{k}\n", k + 1);
+        format!("p0 = s\n{}negative = p{lines}\npositive = 0", (0..lines).map(line).collect::<String>())
+    }
+
     #[test]
     fn mistakes_are_shown_where_they_are() {
         let both = "\npositive = 0\nnegative = 0";
@@ -453,6 +468,7 @@ mod tests {
             ("positive = 0".to_owned(), "a line `negative", "^"),
             (format!("a = {}1{both}", "(".repeat(100)), "levels of parentheses", "^"),
             (format!("a = {}1{both}", "-".repeat(100)), "levels of parentheses", "^"),
+            (doubled(64), "at most 10000 numbers, names and operations", "      ^"),
         ] {
             let error = text.parse::<Expression>().unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");

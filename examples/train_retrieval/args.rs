@@ -23,8 +23,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub precomp: Option<PathBuf>,
     /// TRIPLET-PAIR (con, hinge, nca, cir; con, lin, sig, lin_ms, sig_ms); triplet-hardest, triplet-semi-hard; over all pairs
-    /// infonce, siglip, supcon, ms, ms-mined, circle, circle-full, triplet-all, contrastive, lifted, ranked-list; or many:
-    /// goal, pairwise, all
+    /// infonce, siglip, supcon, ms, ms-mined, circle, circle-full, triplet-all, contrastive, lifted, ranked-list; a sum such as
+    /// `infonce + 0.5*hinge-con`; or many: goal, pairwise, all
     #[arg(long, default_value = "nca-sig")]
     pub objective: String,
     /// Train the weights that this file writes as formulas, in place of --objective (see README.md beside the program's source)

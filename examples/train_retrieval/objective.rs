@@ -1,4 +1,5 @@
-//! What can be trained: GOAL objectives, triplets on mined negatives, and objectives over all pairs with their learnable scale.
+//! What can be trained: GOAL objectives, triplets on mined negatives, objectives over all pairs with their learnable scale,
+//! sums of them, and weights of one's own.
 
 use std::fmt;
 use std::path::Path;
@@ -6,8 +7,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 use simgrad::expression::Expression;
 use simgrad::{
-    Backend, Groups, LossKind, MatMut, MatRef, MinedTriplet, Objective, PairWeight, PairwiseObjective, PairwiseOptions,
-    StepOptions, TripletWeight,
+    Backend, Groups, LossKind, MatMut, MatRef, MinedTriplet, MixtureObjective, Objective, PairWeight,
+    PairwiseObjective, PairwiseOptions, PairwisePart, PairwiseReport, StepOptions, TripletWeight,
 };
 
 use crate::common::objective::Parameters;
@@ -30,6 +31,8 @@ pub enum Trained {
     Mined(MinedTriplet),
     /// All pairs.
     Pairwise(PairwiseObjective),
+    /// A weighted sum of objectives, kept for as long as the program runs.
+    Mixture(&'static [PairwisePart]),
     /// Weights written as text, kept for as long as the program runs.
     Custom(&'static Expression),
 }
@@ -41,6 +44,13 @@ impl fmt::Display for Trained {
             Self::Mined(objective) if objective.below_positive.is_some() => f.write_str(SEMI_HARD),
             Self::Mined(_) => f.write_str(HARDEST),
             Self::Pairwise(objective) => objective.fmt(f),
+            Self::Mixture(parts) => {
+                for (k, part) in parts.iter().enumerate() {
+                    let plus = if k > 0 { " + " } else { "" };
+                    write!(f, "{plus}{}*{}", part.weight, part.objective)?;
+                }
+                Ok(())
+            }
             Self::Custom(_) => f.write_str("expression"),
         }
     }
@@ -49,6 +59,10 @@ impl fmt::Display for Trained {
 impl Trained {
     /// The objective of this name.
     pub fn named(name: &str, parameters: &Parameters) -> Outcome<Self> {
+        if name.contains(['+', '*']) {
+            let parts: Outcome<Vec<_>> = name.split('+').map(|text| part(text, parameters)).collect();
+            return Ok(Self::Mixture(parts?.leak()));
+        }
         if let Ok(objective) = name.parse::<PairwiseObjective>() {
             return Ok(Self::Pairwise(objective));
         }
@@ -65,7 +79,9 @@ impl Trained {
         }
         parameters.objective(name).map(Self::Goal).map_err(|_| {
             let pairwise = PairwiseObjective::ALL.map(|o| o.name()).join(", ");
-            let expected = format!("TRIPLET-PAIR, {HARDEST}, {SEMI_HARD}, {pairwise}, `all`, `goal` or `pairwise`");
+            let expected = format!(
+                "TRIPLET-PAIR, {HARDEST}, {SEMI_HARD}, {pairwise}, a sum such as `infonce + 0.5*hinge-con`, `all`, `goal` or `pairwise`"
+            );
             Failure::option("objective", format!("is `{name}`, expected {expected}"))
         })
     }
@@ -83,11 +99,19 @@ impl Trained {
     }
 
     /// What a report's `loss` is, in one word.
-    pub const fn loss_kind(&self) -> &'static str {
+    pub fn loss_kind(&self) -> &'static str {
         let kind = match self {
             Self::Goal(objective) => objective.loss_kind(),
             Self::Mined(_) => LossKind::Potential,
             Self::Pairwise(objective) => objective.loss_kind(),
+            Self::Mixture(parts) => {
+                let is_potential = |part: &PairwisePart| match part.objective {
+                    MixtureObjective::Pairwise(objective) => objective.loss_kind() == LossKind::Potential,
+                    MixtureObjective::Goal(objective) => objective.loss_kind() == LossKind::Potential,
+                    _ => false,
+                };
+                if parts.iter().all(is_potential) { LossKind::Potential } else { LossKind::Logged }
+            }
             Self::Custom(_) => LossKind::Logged,
         };
         match kind {
@@ -102,9 +126,35 @@ impl Trained {
             Self::Goal(objective) => goal_parameters(objective),
             Self::Mined(objective) => json!({ "margin": objective.margin }),
             Self::Pairwise(objective) => pairwise_parameters(objective),
+            Self::Mixture(parts) => {
+                let of = |part: &PairwisePart| match &part.objective {
+                    MixtureObjective::Pairwise(objective) => pairwise_parameters(objective),
+                    MixtureObjective::Goal(objective) => goal_parameters(objective),
+                    _ => json!({}),
+                };
+                json!({ "parts": parts.iter().map(of).collect::<Vec<_>>() })
+            }
             Self::Custom(_) => json!({}),
         }
     }
+}
+
+/// One part of a sum: `NAME` or `WEIGHT*NAME`.
+fn part(text: &str, parameters: &Parameters) -> Outcome<PairwisePart> {
+    let refuse =
+        |expected: &str| Failure::option("objective", format!("has a part `{}`, expected {expected}", text.trim()));
+    let (weight, name) = match text.split_once('*') {
+        None => (1.0, text),
+        Some((weight, name)) => {
+            let parsed = weight.trim().parse().ok().filter(|w: &f64| w.is_finite());
+            (parsed.ok_or_else(|| refuse("a finite number before `*`"))?, name)
+        }
+    };
+    let objective = match name.trim().parse().map_err(|_| refuse("TRIPLET-PAIR or an objective over all pairs"))? {
+        MixtureObjective::Goal(objective) => parameters.apply(objective)?.into(),
+        pairwise => pairwise,
+    };
+    Ok(PairwisePart { weight, objective })
 }
 
 fn goal_parameters(objective: &Objective) -> Value {
@@ -183,22 +233,37 @@ pub struct Batch<'a> {
 /// An objective in training: with the parameters that are learned.
 pub struct Learner {
     objective: Trained,
-    moments: [[f64; 2]; 2],
-    steps: i32,
+    /// Of a mixture.
+    parts: Vec<PairwisePart>,
+    /// Of every objective over all pairs.
+    adam: Vec<Adam>,
 }
 
 impl Learner {
-    pub const fn new(objective: Trained) -> Self {
-        Self { objective, moments: [[0.0; 2]; 2], steps: 0 }
+    pub fn new(objective: Trained) -> Self {
+        let parts = match objective {
+            Trained::Mixture(parts) => parts.to_vec(),
+            _ => Vec::new(),
+        };
+        Self { objective, adam: vec![Adam::default(); parts.len().max(1)], parts }
     }
 
-    /// The scale and bias now, of objectives that have them.
-    pub const fn learned(&self) -> (Option<f64>, Option<f64>) {
-        match self.objective {
-            Trained::Pairwise(PairwiseObjective::InfoNce { scale }) => (Some(scale), None),
-            Trained::Pairwise(PairwiseObjective::SigLip { scale, bias }) => (Some(scale), Some(bias)),
-            _ => (None, None),
-        }
+    /// The scale and bias now, of objectives that have them; of a mixture those of its first such part.
+    pub fn learned(&self) -> (Option<f64>, Option<f64>) {
+        let of = |objective: &PairwiseObjective| match *objective {
+            PairwiseObjective::InfoNce { scale } => Some((Some(scale), None)),
+            PairwiseObjective::SigLip { scale, bias } => Some((Some(scale), Some(bias))),
+            _ => None,
+        };
+        let of_part = |part: &PairwisePart| match &part.objective {
+            MixtureObjective::Pairwise(objective) => of(objective),
+            _ => None,
+        };
+        let found = match &self.objective {
+            Trained::Pairwise(objective) => of(objective),
+            _ => self.parts.iter().find_map(of_part),
+        };
+        found.unwrap_or((None, None))
     }
 
     /// Computes the gradients of a batch, and takes a step with the parameters of the objective at this rate.
@@ -208,10 +273,10 @@ impl Learner {
         let (x, y) = (MatRef::new(x, rows, dim)?, MatRef::new(y, rows, dim)?);
         let (dx, dy) = (MatMut::new(dx, rows, dim)?, MatMut::new(dy, rows, dim)?);
         let groups = groups.map(|ids| Groups { rows: ids, cols: ids });
-        match self.objective {
+        match &mut self.objective {
             Trained::Goal(objective) => {
                 let options = StepOptions { groups, ..StepOptions::default() };
-                let report = backend.goal_step(x, y, &objective, &options, dx, dy)?;
+                let report = backend.goal_step(x, y, objective, &options, dx, dy)?;
                 let pairs = f64::from(report.pairs);
                 let negative = f64::midpoint(report.mean_negative_it, report.mean_negative_ti);
                 Ok(Outline {
@@ -223,7 +288,7 @@ impl Learner {
             }
             Trained::Mined(objective) => {
                 let options = StepOptions { groups, ..StepOptions::default() };
-                let report = backend.mined_triplet_step(x, y, &objective, &options, dx, dy)?;
+                let report = backend.mined_triplet_step(x, y, objective, &options, dx, dy)?;
                 let pairs = f64::from(report.pairs);
                 Ok(Outline {
                     loss: report.loss / pairs,
@@ -234,8 +299,8 @@ impl Learner {
             }
             Trained::Pairwise(objective) => {
                 let options = PairwiseOptions { groups, ..PairwiseOptions::default() };
-                let report = backend.pairwise_step(x, y, &objective, &options, dx, dy)?;
-                self.learn(report.d_scale, report.d_bias, rate);
+                let report = backend.pairwise_step(x, y, objective, &options, dx, dy)?;
+                self.adam.iter_mut().for_each(|adam| adam.learn(objective, &report, rate));
                 // A sum over the batch; the others are means.
                 let summed = matches!(objective, PairwiseObjective::TripletAll { .. });
                 Ok(Outline {
@@ -244,6 +309,25 @@ impl Learner {
                     hardest: None,
                     diverged: report.nan_x + report.nan_y > 0,
                 })
+            }
+            Trained::Mixture(_) => {
+                let options = PairwiseOptions { groups, ..PairwiseOptions::default() };
+                let report = backend.pairwise_mixture(x, y, &self.parts, &options, false, dx, dy)?;
+                let (mut loss, mut outline) = (0.0, Outline::default());
+                for ((part, adam), report) in self.parts.iter_mut().zip(&mut self.adam).zip(&report.parts) {
+                    // Sums over the batch; the others are means.
+                    let summed = match &mut part.objective {
+                        MixtureObjective::Pairwise(objective) => {
+                            adam.learn(objective, report, rate);
+                            matches!(objective, PairwiseObjective::TripletAll { .. })
+                        }
+                        _ => true,
+                    };
+                    loss += part.weight * if summed { report.loss / rows as f64 } else { report.loss };
+                    outline.positive = report.mean_positive;
+                    outline.diverged = report.nan_x + report.nan_y > 0;
+                }
+                Ok(Outline { loss, ..outline })
             }
             Trained::Custom(expression) => {
                 let options = PairwiseOptions { groups, ..PairwiseOptions::default() };
@@ -257,27 +341,36 @@ impl Learner {
             }
         }
     }
+}
 
-    /// Adam on the logarithm of the scale and on the bias; the scale stays within 1 and 100.
-    fn learn(&mut self, d_scale: f64, d_bias: f64, rate: f64) {
+/// Adam on the logarithm of a scale and on a bias.
+#[derive(Clone, Copy, Debug, Default)]
+struct Adam {
+    moments: [[f64; 2]; 2],
+    steps: i32,
+}
+
+impl Adam {
+    /// Takes a step with the parameters that `objective` has; the scale stays within 1 and 100.
+    fn learn(&mut self, objective: &mut PairwiseObjective, report: &PairwiseReport, rate: f64) {
         self.steps += 1;
-        let mut change = |which: usize, gradient: f64| {
-            let [m, v] = &mut self.moments[which];
-            *m = 0.9 * *m + 0.1 * gradient;
-            *v = 0.999 * *v + 0.001 * gradient * gradient;
-            let (m, v) = (*m / (1.0 - 0.9f64.powi(self.steps)), *v / (1.0 - 0.999f64.powi(self.steps)));
-            -rate * m / (v.sqrt() + 1e-8)
-        };
-        let Trained::Pairwise(objective) = &mut self.objective else { return };
         match objective {
             PairwiseObjective::InfoNce { scale } => {
-                *scale = (*scale * change(0, d_scale * *scale).exp()).clamp(1.0, MAX_SCALE);
+                *scale = (*scale * self.change(0, report.d_scale * *scale, rate).exp()).clamp(1.0, MAX_SCALE);
             }
             PairwiseObjective::SigLip { scale, bias } => {
-                *scale = (*scale * change(0, d_scale * *scale).exp()).clamp(1.0, MAX_SCALE);
-                *bias += change(1, d_bias);
+                *scale = (*scale * self.change(0, report.d_scale * *scale, rate).exp()).clamp(1.0, MAX_SCALE);
+                *bias += self.change(1, report.d_bias, rate);
             }
             _ => {}
         }
+    }
+
+    fn change(&mut self, which: usize, gradient: f64, rate: f64) -> f64 {
+        let [m, v] = &mut self.moments[which];
+        *m = 0.9 * *m + 0.1 * gradient;
+        *v = 0.999 * *v + 0.001 * gradient * gradient;
+        let (m, v) = (*m / (1.0 - 0.9f64.powi(self.steps)), *v / (1.0 - 0.999f64.powi(self.steps)));
+        -rate * m / (v.sqrt() + 1e-8)
     }
 }

@@ -86,6 +86,7 @@ fn colour(run: &Run, number: usize, of: usize) -> HSLColor {
             HSLColor(place(&all, objective.name()) / all.len() as f64, 0.4, 0.5)
         }
         Trained::Mined(_) => HSLColor(0.25, 0.75, 0.6),
+        Trained::Mixture(_) => HSLColor(0.75, 0.75, 0.4),
         Trained::Custom(_) => HSLColor(0.0, 0.0, 0.3),
     }
 }

@@ -32,6 +32,11 @@ impl FromStr for Expression {
             }
             let start = line.len() - formula.len();
             let node = Parser { line, at: start, known: &known, near: &near }.whole()?;
+            if node.size() > LARGEST {
+                let expected =
+                    format!("at most {LARGEST} numbers, names and operations with those of the parameters it uses");
+                return Err(refuse(line, start, &expected));
+            }
             given.push(name.to_owned());
             let near_pairs = matches!(name, "near_negative" | "near_positive");
             let (allowed, expected): (fn(Variable) -> bool, _) = match name {
@@ -70,6 +75,9 @@ impl FromStr for Expression {
         Ok(Self { logit, positive, negative, near, one_positive: true, source: text.to_owned() })
     }
 }
+
+/// Parts of a formula, parameters written out, so that lines that double each other end soon.
+const LARGEST: usize = 10_000;
 
 const SLACK: &str = "a slack of at least 0 that is a finite number, or a formula of such numbers";
 

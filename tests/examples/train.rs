@@ -180,6 +180,26 @@ fn three_lines_of_ones_own_are_trained() {
     refuse("train_retrieval", &["--data", &data, "--expression", &path], &["weights.txt", "negative = s *", "^"]);
 }
 
+#[test]
+fn sums_of_objectives_are_trained_with_their_scale() {
+    let folder = folder("train-mixture");
+    write_data(&folder, 1, |v| v, "");
+    let data = text(&folder);
+    let json = train(&folder, &[&["--data", &data, "--objective", "infonce + 0.5 * hinge-con"][..], &SMALL].concat());
+    let [baseline, mixed] = [0, 1].map(|run| &json["runs"][run]);
+    assert_eq!(mixed["objective"], "1*infonce + 0.5*hinge-con");
+    let epochs = mixed["epochs"].as_array().expect("epochs");
+    let of = |epoch: usize, name: &str| epochs[epoch][name].as_f64().expect("a number");
+    let last = epochs.len() - 1;
+    assert!(of(last, "loss") < 0.7 * of(0, "loss"), "{epochs:?}");
+    assert!((of(last, "scale") - 1.0 / 0.07).abs() > 0.01, "the scale is learned: {epochs:?}");
+    let [baseline, mixed] = [baseline, mixed].map(|run| r1(run, "50", "x_to_y"));
+    assert!(mixed > 40.0 && (mixed - baseline).abs() <= 12.0, "{mixed} against {baseline}");
+    for wrong in ["infonce + nothing", "x*infonce", "inf*infonce", "infonce +"] {
+        refuse("train_retrieval", &["--data", &data, "--objective", wrong], &["objective", "has a part"]);
+    }
+}
+
 /// InfoNCE in three lines, on the CPU and on CUDA.
 #[cfg(feature = "cuda")]
 #[test]
