@@ -134,6 +134,11 @@ pub(crate) fn mine_top_k(op: &'static str, x: Extent, y: Extent, options: &TopKO
     if let Some(Margin::Absolute(margin) | Margin::Relative(margin)) = options.below_positive {
         finite(op, "options.below_positive", margin)?;
     }
+    top_k_counts(op, options)
+}
+
+/// The numbers of selected negatives, of which sizes depend.
+pub(crate) fn top_k_counts(op: &'static str, options: &TopKOptions<'_>) -> Result<()> {
     within(op, "options.skip", 0..=MAX_K, options.skip)?;
     within(op, "options.k", 1..=MAX_K, options.k)
 }

@@ -307,15 +307,6 @@ impl Node {
         }
     }
 
-    /// Numbers, variables and operations in it.
-    fn size(&self) -> usize {
-        match self {
-            Self::Number(_) | Self::Variable(_) => 1,
-            Self::Unary(_, a) => 1 + a.size(),
-            Self::Binary(_, ab) => ab.iter().map(Self::size).sum::<usize>() + 1,
-        }
-    }
-
     /// Its value if it has no variables.
     fn number(&self) -> f64 {
         self.of_anchor(f64::NAN, &NOBODY)
@@ -437,8 +428,18 @@ mod tests {
     }
 
     /// Lines of which each has the one before twice.
-    fn doubled(lines: usize) -> String {
+    fn doubled_lines(lines: usize) -> String {
         let line = |k: usize| format!("p{} = p{k} + p{k}\n", k + 1);
+        format!("p0 = s\n{}", (0..lines).map(line).collect::<String>())
+    }
+
+    fn doubled(lines: usize) -> String {
+        format!("{}negative = p{lines}\npositive = 0", doubled_lines(lines))
+    }
+
+    /// Lines of which each has the one before below 63 signs.
+    fn chain(lines: usize) -> String {
+        let line = |k: usize| format!("p{} = {}p{k}\n", k + 1, "-".repeat(63));
         format!("p0 = s\n{}negative = p{lines}\npositive = 0", (0..lines).map(line).collect::<String>())
     }
 
@@ -468,7 +469,10 @@ mod tests {
             ("positive = 0".to_owned(), "a line `negative", "^"),
             (format!("a = {}1{both}", "(".repeat(100)), "levels of parentheses", "^"),
             (format!("a = {}1{both}", "-".repeat(100)), "levels of parentheses", "^"),
-            (doubled(64), "at most 10000 numbers, names and operations", "      ^"),
+            (doubled(64), "at most 10000 numbers, names and operations", "^"),
+            (format!("negative = s{}", " + s".repeat(100_000)), "at most 500 operations within each other", "^"),
+            (chain(157), "at most 500 operations within each other", "^"),
+            (format!("{}negative = p12{}", doubled_lines(12), " + p12".repeat(50_000)), "at most 10000", "^"),
         ] {
             let error = text.parse::<Expression>().unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");

@@ -172,4 +172,11 @@ fn what_does_not_fit_is_refused_before_anything_is_enqueued() {
         Normalization::L2,
     );
     assert!(matches!(most, Err(Error::TooLarge { arg: "places for weights", .. })), "{most:?}");
+    for (arg, objective) in [
+        ("options.k", MinedTriplet { k: usize::MAX, ..good }),
+        ("options.skip", MinedTriplet { skip: usize::MAX, ..good }),
+    ] {
+        let bytes = mined_triplet_workspace_bytes(3, 3, 4, DType::F32, &objective, Normalization::L2);
+        assert!(matches!(bytes, Err(Error::InvalidOption { arg: named, .. }) if named == arg), "{bytes:?}");
+    }
 }

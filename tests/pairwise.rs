@@ -162,6 +162,38 @@ fn anchors_of_very_different_scale_in_one_tile() {
     });
 }
 
+/// Rows of which the logarithms differ by 40 from one row's, and a column that is as far below it: terms that vanish beside
+/// their row are most of that column.
+#[test]
+fn logarithms_far_apart_on_both_sides_of_a_row() {
+    on_every_backend(|backend| {
+        let n = 302;
+        let mut s = vec![-60.0; n * n];
+        let mut set = |i: usize, j: usize, v: f64| s[i * n + j] = v;
+        let c = n - 1;
+        (0..n).for_each(|i| set(i, c, -90.0));
+        set(0, 0, 0.0);
+        for i in 1..c {
+            set(i, i, 39.99);
+            set(i, c, -47.4);
+        }
+        set(c, c, -39.6);
+        set(c, 1, -5.0);
+        let unit: Vec<f64> = (0..n * n).map(|k| f64::from(u8::from(k / n == k % n))).collect();
+        let mut case = pairwise_case::<f32>(Kind::Sphere, (n, n, n), PairwiseObjective::InfoNce { scale: 1.0 }, 1);
+        case.normalization = Normalization::None;
+        (case.x, case.y) = (Matrix::new(&s, n, n, TIGHT), Matrix::new(&unit, n, n, TIGHT));
+        for upstream in [1.0, 65_536.0 * 100.0] {
+            case.upstream = upstream;
+            let (got, want) = (case.run::<f32>(backend, TIGHT), case.reference());
+            // dx is W itself.
+            let of = |dx: &[f64]| (1..c).map(|i| dx[i * n + c]).sum::<f64>() * 2.0 * n as f64 / upstream;
+            let (got, want) = (of(&got.dx.values()), of(&want.dx));
+            assert!(want > 0.05 && (got - want).abs() < 1e-4, "{}: {got} for {want}", backend.name());
+        }
+    });
+}
+
 /// More similarities than the CPU keeps, in more columns than make a narrow tile, with a narrow rest of both.
 #[test]
 fn waves_that_are_not_kept() {

@@ -184,6 +184,9 @@ fn what_does_not_fit_is_refused_before_anything_is_enqueued() {
     let mat = || DeviceMat::new(x.view(), 3, 4).unwrap();
     let rules = TopKOptions::hardest(2);
     let bytes = mine_top_k_workspace_bytes(3, 3, None, 4, simgrad::DType::F32, &rules).unwrap();
+    let endless = simgrad::TopKOptions { skip: usize::MAX, ..rules };
+    let refused = mine_top_k_workspace_bytes(3, 3, Some(9), 4, simgrad::DType::F32, &endless);
+    assert!(matches!(refused, Err(simgrad::Error::InvalidOption { arg: "options.skip", .. })), "{refused:?}");
     let refused = |out: &mut Out, rules| {
         let options = DeviceTopKOptions { rules, ..DeviceTopKOptions::default() };
         let error = out.enqueue((kernels, &stream), &mat(), &mat(), &options).expect_err("an error");

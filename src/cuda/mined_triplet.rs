@@ -176,7 +176,7 @@ impl Plan {
 /// which each pair has `1 + 2 k`.
 ///
 /// # Errors
-/// [`Error::TooLarge`](crate::Error::TooLarge).
+/// [`Error::TooLarge`](crate::Error::TooLarge), [`Error::InvalidOption`](crate::Error::InvalidOption) for `k` and `skip`.
 pub fn mined_triplet_workspace_bytes(
     n: usize,
     m: usize,
@@ -188,8 +188,10 @@ pub fn mined_triplet_workspace_bytes(
     for (arg, extent) in [("x.rows", n), ("y.rows", m), ("x.cols", d)] {
         check_extent(OP, arg, extent)?;
     }
+    let rules = objective.rules(normalization, None);
+    check::top_k_counts(OP, &rules)?;
     let (x, y) = (RawMat::new(0, n, d, dtype), RawMat::new(0, m, d, dtype));
-    Ok(Plan::new([&x, &y], objective, &objective.rules(normalization, None), true)?.bytes)
+    Ok(Plan::new([&x, &y], objective, &rules, true)?.bytes)
 }
 
 /// Checks everything that the host can see.

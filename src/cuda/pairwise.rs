@@ -56,7 +56,8 @@ pub struct DevicePairwiseOptions<'a> {
     pub wave_bytes: usize,
     /// The most bytes of the workspace that hold all similarities, 4 bytes for each, so that they are computed once instead
     /// of in every sweep: one product less for most objectives, two with a miner; the results have the same bits. If they
-    /// need more, there is no such memory. Default: 0.
+    /// need more, there is no such memory; nor for [`pairwise_step_custom`](super::pairwise_step_custom), whose waves hold
+    /// their similarities already. Default: 0.
     pub keep_bytes: usize,
 }
 

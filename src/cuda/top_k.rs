@@ -200,7 +200,7 @@ impl Plan {
 /// 16 parts, and no more than fit 4096 entries together. The size for a full bank serves it with fewer entries too.
 ///
 /// # Errors
-/// [`Error::TooLarge`](crate::Error::TooLarge).
+/// [`Error::TooLarge`](crate::Error::TooLarge), [`Error::InvalidOption`](crate::Error::InvalidOption) for `k` and `skip`.
 pub fn mine_top_k_workspace_bytes(
     n: usize,
     m: usize,
@@ -213,6 +213,7 @@ pub fn mine_top_k_workspace_bytes(
     check_extent(OP, "y.rows", m)?;
     check_extent(OP, "bank.rows", entries.unwrap_or(0))?;
     check_extent(OP, "x.cols", d)?;
+    check::top_k_counts(OP, options)?;
     let mat = |rows| RawMat::new(0, rows, d, dtype);
     Ok(Plan::alone([&mat(n), &mat(m)], entries.map(mat).as_ref(), options, true)?.bytes)
 }

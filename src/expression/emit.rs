@@ -225,6 +225,14 @@ mod tests {
     }
 
     #[test]
+    fn the_tallest_formula_is_written_and_computed() {
+        let text = format!("negative = s{}\npositive = 0", " + s".repeat(499));
+        let tall: Expression = text.parse().unwrap();
+        assert_eq!(tall.device_code().unwrap().matches(" + v.s;").count(), 499);
+        assert!(tall.negative.number().is_nan());
+    }
+
+    #[test]
     fn numbers_beyond_f32_are_shown_in_their_expression() {
         for number in ["1e39", "1e-60"] {
             let text = format!("negative = {number} * s\npositive = 0");

@@ -11,7 +11,8 @@ impl FromStr for Expression {
     /// # Errors
     /// [`Error::InvalidOption`] that shows the line and where in it the mistake is.
     fn from_str(text: &str) -> Result<Self> {
-        let mut known: Vec<(String, Node)> = vec![("logit".to_owned(), Node::Variable(Variable::Similarity))];
+        let mut known: Vec<(String, Part)> =
+            vec![("logit".to_owned(), Part::leaf(Node::Variable(Variable::Similarity)))];
         let mut given: Vec<String> = Vec::new();
         let mut near = Near { slack: 0.1, negative: None, positive: None };
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -31,12 +32,7 @@ impl FromStr for Expression {
                 return Err(refuse(line, 0, "a name that is not taken yet"));
             }
             let start = line.len() - formula.len();
-            let node = Parser { line, at: start, known: &known, near: &near }.whole()?;
-            if node.size() > LARGEST {
-                let expected =
-                    format!("at most {LARGEST} numbers, names and operations with those of the parameters it uses");
-                return Err(refuse(line, start, &expected));
-            }
+            let part = Parser { line, at: start, known: &known, near: &near }.whole()?;
             given.push(name.to_owned());
             let near_pairs = matches!(name, "near_negative" | "near_positive");
             let (allowed, expected): (fn(Variable) -> bool, _) = match name {
@@ -48,27 +44,27 @@ impl FromStr for Expression {
                     "a formula of an anchor's `row.…` or `col.…`; `pair` and `hardest` are of near pairs",
                 ),
             };
-            if !node.all(allowed) {
+            if !part.node.all(allowed) {
                 return Err(refuse(line, start, expected));
             }
             match name {
-                "near_negative" => near.negative = Some(node),
-                "near_positive" => near.positive = Some(node),
+                "near_negative" => near.negative = Some(part.node),
+                "near_positive" => near.positive = Some(part.node),
                 _ => {
                     if name == "slack" {
-                        near.slack = node.number();
+                        near.slack = part.node.number();
                         if !(near.slack >= 0.0 && near.slack.is_finite()) {
                             return Err(refuse(line, start, SLACK));
                         }
                     }
                     known.retain(|(other, _)| other != name);
-                    known.push((name.to_owned(), node));
+                    known.push((name.to_owned(), part));
                 }
             }
         }
         let take = |name: &str| -> Result<Node> {
             let at = known.iter().position(|(other, _)| other == name);
-            at.map(|at| known[at].1.clone()).ok_or_else(|| refuse(text.trim(), 0, &format!("a line `{name} = …`")))
+            at.map(|at| known[at].1.node.clone()).ok_or_else(|| refuse(text.trim(), 0, &format!("a line `{name} = …`")))
         };
         let (logit, positive, negative) = (take("logit")?, take("positive")?, take("negative")?);
         let near = (near.negative.is_some() || near.positive.is_some()).then_some(near);
@@ -76,8 +72,12 @@ impl FromStr for Expression {
     }
 }
 
-/// Parts of a formula, parameters written out, so that lines that double each other end soon.
+/// Numbers, names and operations of a formula with those of the parameters that it uses, so that lines that double each other
+/// end soon.
 const LARGEST: usize = 10_000;
+
+/// Operations of it within each other, so that no text exhausts the stack of whoever goes through the tree.
+const TALLEST: usize = 500;
 
 const SLACK: &str = "a slack of at least 0 that is a finite number, or a formula of such numbers";
 
@@ -92,18 +92,34 @@ fn refuse(line: &str, at: usize, expected: &str) -> Error {
 struct Parser<'a> {
     line: &'a str,
     at: usize,
-    known: &'a [(String, Node)],
+    known: &'a [(String, Part)],
     near: &'a Near,
 }
 
-/// Parentheses within each other, so that no text exhausts the stack.
+/// Parentheses within each other, so that no text exhausts the parser's stack.
 const DEEPEST: usize = 64;
 
+/// A part of a formula.
+#[derive(Clone)]
+struct Part {
+    node: Node,
+    /// Numbers, variables and operations in it.
+    size: usize,
+    /// Operations within each other.
+    height: usize,
+}
+
+impl Part {
+    const fn leaf(node: Node) -> Self {
+        Self { node, size: 1, height: 1 }
+    }
+}
+
 impl<'a> Parser<'a> {
-    fn whole(&mut self) -> Result<Node> {
-        let node = self.sum(0)?;
+    fn whole(&mut self) -> Result<Part> {
+        let part = self.sum(0)?;
         match self.peek() {
-            None => Ok(node),
+            None => Ok(part),
             Some(_) => Err(self.refuse("an operator or the end of the line")),
         }
     }
@@ -132,46 +148,69 @@ impl<'a> Parser<'a> {
         if self.takes(wanted) { Ok(()) } else { Err(self.refuse(&format!("`{wanted}`"))) }
     }
 
-    fn sum(&mut self, depth: usize) -> Result<Node> {
-        let mut node = self.product(depth)?;
+    /// Refuses what has become too large.
+    fn bounded(&self, part: Part) -> Result<Part> {
+        if part.size > LARGEST {
+            return Err(self.refuse(&format!("at most {LARGEST} numbers, names and operations up to here")));
+        }
+        if part.height > TALLEST {
+            return Err(self.refuse(&format!("at most {TALLEST} operations within each other up to here")));
+        }
+        Ok(part)
+    }
+
+    fn unary(&self, op: Unary, a: Part) -> Result<Part> {
+        self.bounded(Part { node: Node::Unary(op, Box::new(a.node)), size: a.size + 1, height: a.height + 1 })
+    }
+
+    fn binary(&self, op: Binary, a: Part, b: Part) -> Result<Part> {
+        let (size, height) = (a.size + b.size + 1, a.height.max(b.height) + 1);
+        self.bounded(Part { node: Node::Binary(op, Box::new([a.node, b.node])), size, height })
+    }
+
+    fn sum(&mut self, depth: usize) -> Result<Part> {
+        let mut part = self.product(depth)?;
         loop {
             let op = match self.peek() {
                 Some('+') => Binary::Add,
                 Some('-') => Binary::Subtract,
-                _ => return Ok(node),
+                _ => return Ok(part),
             };
             self.at += 1;
-            node = Node::Binary(op, Box::new([node, self.product(depth)?]));
+            let other = self.product(depth)?;
+            part = self.binary(op, part, other)?;
         }
     }
 
-    fn product(&mut self, depth: usize) -> Result<Node> {
-        let mut node = self.factor(depth)?;
+    fn product(&mut self, depth: usize) -> Result<Part> {
+        let mut part = self.factor(depth)?;
         loop {
             let op = match self.peek() {
                 Some('*') => Binary::Multiply,
                 Some('/') => Binary::Divide,
-                _ => return Ok(node),
+                _ => return Ok(part),
             };
             self.at += 1;
-            node = Node::Binary(op, Box::new([node, self.factor(depth)?]));
+            let other = self.factor(depth)?;
+            part = self.binary(op, part, other)?;
         }
     }
 
-    fn factor(&mut self, depth: usize) -> Result<Node> {
+    fn factor(&mut self, depth: usize) -> Result<Part> {
         if depth > DEEPEST {
             return Err(self.refuse(&format!("at most {DEEPEST} levels of parentheses and signs")));
         }
         match self.peek() {
             Some('-') => {
                 self.at += 1;
-                Ok(Node::Unary(Unary::Negate, Box::new(self.factor(depth + 1)?)))
+                let a = self.factor(depth + 1)?;
+                self.unary(Unary::Negate, a)
             }
             Some('(') => {
                 self.at += 1;
-                let node = self.sum(depth + 1)?;
+                let part = self.sum(depth + 1)?;
                 self.expect(')')?;
-                Ok(node)
+                Ok(part)
             }
             Some(c) if c.is_ascii_digit() || c == '.' => self.number(),
             Some(c) if c.is_ascii_alphabetic() || c == '_' => self.name(depth),
@@ -179,7 +218,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn number(&mut self) -> Result<Node> {
+    fn number(&mut self) -> Result<Part> {
         let text = self.rest();
         let mut end = text.len();
         for (k, c) in text.char_indices() {
@@ -192,7 +231,7 @@ impl<'a> Parser<'a> {
         match text[..end].parse::<f64>() {
             Ok(value) if value.is_finite() => {
                 self.at += end;
-                Ok(Node::Number(value))
+                Ok(Part::leaf(Node::Number(value)))
             }
             _ => Err(self.refuse("a finite number")),
         }
@@ -212,23 +251,23 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn name(&mut self, depth: usize) -> Result<Node> {
+    fn name(&mut self, depth: usize) -> Result<Part> {
         let text = self.rest();
         let end = text.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.')).unwrap_or(text.len());
         let (name, start) = (&text[..end], self.at);
         self.at += end;
-        if let Some((_, node)) = self.known.iter().find(|(known, _)| known == name) {
-            return Ok(node.clone());
+        if let Some((_, part)) = self.known.iter().find(|(known, _)| known == name) {
+            return Ok(part.clone());
         }
         if let Some(variable) = Variable::named(name) {
             self.defined(variable, start)?;
-            return Ok(Node::Variable(variable));
+            return Ok(Part::leaf(Node::Variable(variable)));
         }
         if let Some(op) = Unary::named(name) {
             self.expect('(')?;
             let a = self.sum(depth + 1)?;
             self.expect(')')?;
-            return Ok(Node::Unary(op, Box::new(a)));
+            return self.unary(op, a);
         }
         let op = match name {
             "min" => Binary::Min,
@@ -240,6 +279,6 @@ impl<'a> Parser<'a> {
         self.expect(',')?;
         let b = self.sum(depth + 1)?;
         self.expect(')')?;
-        Ok(Node::Binary(op, Box::new([a, b])))
+        self.binary(op, a, b)
     }
 }

@@ -14,8 +14,8 @@ pub(super) struct Coefficient<A> {
     pub(super) p: A,
 }
 
-/// How far apart logarithms may be that share an exponential: of a term that becomes 0 for one anchor, `e^−87`, no other
-/// anchor's share is above `e^−47`.
+/// How far apart any two logarithms may be that share an exponential: of a term that becomes 0 for one anchor, `e^−87`, no
+/// other anchor's share is above `e^−47`.
 pub(super) const NEAR: f64 = 40.0;
 
 /// The negatives of one objective.

@@ -42,22 +42,27 @@ impl<A: Accum> ColumnCoefficients<A> {
         Self { a: part(|c| c.a), m: part(|c| c.m), p: part(|c| c.p) }
     }
 
-    /// Replaces the factors by those on `e^(m_row − origin) e^(term − m_row)`, where `m_row` is any row's, if all of them are near
-    /// enough to an origin, which is returned. `rows` are the rows of the tile.
+    /// Replaces the factors by those on `e^(m_row − origin) e^(term − m_row)`, where `m_row` is any row's, if no row and no
+    /// column are further apart than [`NEAR`]; returns the origin then. `rows` are the rows of the tile.
     fn share(&mut self, log_q: &[A], rows: &[Anchor]) -> Option<f64> {
         let of_col = |c: usize| self.m[c].to_f64() - log_q[c].to_f64();
-        let cols = || (0..self.a.len()).filter(|&c| self.a[c] != A::ZERO).map(of_col);
-        let origin = rows.first()?.m;
-        let is_near = |m: f64| (m - origin).abs() <= NEAR;
-        // A row without weights of its own has no logarithm to share; infinite or not a number is not near.
-        if !rows.iter().all(|row| row.a != 0.0 && is_near(row.m)) || !cols().all(is_near) {
+        let cols = (0..self.a.len()).filter(|&c| self.a[c] != A::ZERO).map(of_col);
+        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+        for m in rows.iter().map(|row| row.m).chain(cols) {
+            if !m.is_finite() {
+                return None;
+            }
+            (low, high) = (low.min(m), high.max(m));
+        }
+        // A row without weights of its own has no logarithm to share.
+        if high - low > NEAR || rows.iter().any(|row| row.a == 0.0) {
             return None;
         }
-        for (c, a) in self.a.iter_mut().enumerate().filter(|(_, a)| **a != A::ZERO) {
-            let apart = origin - (self.m[c].to_f64() - log_q[c].to_f64());
-            *a = A::from_f64(a.to_f64() * apart.exp());
-        }
-        Some(origin)
+        let factor = |(c, a): (usize, &A)| {
+            if *a == A::ZERO { A::ZERO } else { A::from_f64(a.to_f64() * (low - of_col(c)).exp()) }
+        };
+        self.a = self.a.iter().enumerate().map(factor).collect();
+        Some(low)
     }
 
     /// Of the columns `cols`, padded to `len`; empty if columns are no anchors.

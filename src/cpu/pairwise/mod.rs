@@ -330,12 +330,14 @@ pub fn pairwise_step_single<T: Element, G: GradientOf<T>>(
     one("pairwise_step_single", cpu, x, x, objective, options, dx, None)
 }
 
-/// One step of a weighted sum of objectives over one batch, `L = Σ_k w_k L_k`: `S` is computed once for all of them, their
-/// weight matrices are added, and the gradient's two products are taken once.
+/// One step of a weighted sum of objectives over one batch, `L = Σ_k w_k L_k`: one sweep over `S` takes the statistics of all of
+/// them, their weight matrices are added, and the gradient's two products are taken once. A miner and a GOAL objective have a
+/// sweep of their own before.
 ///
 /// `options` are those of every part; a part that has no use for an option goes without it, but one of them must have a
 /// use. A part may be a GOAL objective, whose few weights are added to the others': it takes pairs (`n = m`) and groups, and
-/// masks and weights of rows and columns are refused beside it. With `conflict` the report also says how long each part's gradient is and how much the parts agree, for which each
+/// masks and weights of rows and columns are refused beside it. With `conflict` the report also says how long each part's
+/// gradient is and how much the parts agree, for which each
 /// part is computed once more by itself, into memory of the size of both gradients per part.
 ///
 /// # Errors
