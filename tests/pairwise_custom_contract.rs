@@ -395,10 +395,13 @@ fn a_module_that_does_not_load_is_tried_again() {
     // Every embedded image loads; the compiled one is the last.
     let log = child("child_runs_a_hot_step", &[("GPUEMU_LOG", Some("2"))]).expect(HOT_ENDS).text;
     let modules = log.lines().filter(|line| line.starts_with("[gpuemu] cuModuleLoadData")).count();
-    for (code, expected) in [("200", "ImageRejected"), ("2", "OutOfMemory"), ("222", "DriverTooOld")] {
+    for (code, expected) in [("200", "ImageRejected"), ("2", "OutOfMemory"), ("222", "NvrtcTooNew")] {
         let rule = format!("module:{modules}:{code}");
         let run = child("child_compiles_an_expression", &[("GPUEMU_FAIL", Some(&rule))]).expect(expected);
         assert!(run.text.contains("again: true"), "{}", run.text);
+        if expected == "NvrtcTooNew" {
+            assert!(run.text.contains("SIMGRAD_NVRTC") && !run.text.contains("SIMGRAD_CUDA_ARCHS"), "{}", run.text);
+        }
     }
 }
 

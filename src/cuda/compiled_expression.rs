@@ -16,7 +16,7 @@ use crate::custom::PairObjective;
 use crate::error::{Error, Result};
 use crate::expression::Expression;
 
-const OP: &str = "CompiledExpression::compile";
+const OP: &str = Expression::COMPILE;
 
 const SOURCE: &str = include_str!("../../kernels/pairwise_custom.cu");
 
@@ -105,8 +105,8 @@ impl CompiledExpression {
     ///
     /// # Errors
     /// [`Error::NvrtcNotFound`]; [`Error::InvalidOption`] that shows the expression, for what CUDA does not have;
-    /// [`Error::ExpressionRejected`] with what the compiler said; [`Error::DriverTooOld`] for PTX of a newer toolkit,
-    /// [`Error::ImageRejected`], [`Error::OutOfMemory`], [`Error::ContextPoisoned`] or [`Error::Driver`].
+    /// [`Error::ExpressionRejected`] with what the compiler said; [`Error::NvrtcTooNew`] for an NVRTC of a newer toolkit
+    /// than the driver, [`Error::ImageRejected`], [`Error::OutOfMemory`], [`Error::ContextPoisoned`] or [`Error::Driver`].
     pub fn compile(kernels: &Kernels, expression: &Expression) -> Result<Self> {
         let code = expression.device_code()?;
         let mut compiled = kernels.compiled();
@@ -173,9 +173,7 @@ fn load(kernels: &Kernels, ptx: String) -> Result<Arc<Functions>> {
     let _scope = Scope::enter(OP, context)?;
     let bytes = ptx.len();
     let failed = |kernel: &'static str, error: DriverError| match error.0 {
-        CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
-            Error::DriverTooOld { driver: driver_version(), detail: "NVRTC is of a newer toolkit".to_owned() }
-        }
+        CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Error::NvrtcTooNew { driver: driver_version() },
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { op: OP, wanted: bytes },
         code if is_sticky(code) => Error::ContextPoisoned { op: OP, detail: describe(code) },
         code => Error::ImageRejected { kernel, detail: describe(code) },
