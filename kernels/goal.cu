@@ -221,16 +221,6 @@ __device__ __forceinline__ void block_anchors(const GoalParams& p, const GoalSid
     if (lane_id() == 0) s.blocks[blockIdx.x] = part;
 }
 
-// Whether this block is the last of `count` to come here. What the others wrote before is then visible to this one.
-__device__ __forceinline__ bool last_to_come(uint32_t* ticket, uint32_t count, bool& shared_flag) {
-    __threadfence();  // this block's results before its ticket
-    __syncthreads();  // of all its threads
-    if (threadIdx.x == 0) shared_flag = atomicAdd(ticket, 1) == count - 1;
-    __syncthreads();  // the answer is in place
-    __threadfence();  // the tickets before the others' results
-    return shared_flag;
-}
-
 // The parts of all blocks, added in ascending order by a fixed assignment to threads.
 __device__ __forceinline__ ReportPart add_blocks(const GoalSide& s, Shared& shared) {
     ReportPart part{};
@@ -281,10 +271,10 @@ extern "C" __global__ void __launch_bounds__(kGoalThreads, 1) goal_finalize(cons
     __shared__ Shared shared;
     const GoalSide& s = blockIdx.y == 0 ? p.it : p.ti;
     block_anchors(p, s, shared);
-    if (!last_to_come(p.tickets + blockIdx.y, gridDim.x, shared.last)) return;
+    if (!last_to_come(p.tickets + blockIdx.y, shared.last)) return;
 
     const ReportPart total = add_blocks(s, shared);
     if (threadIdx.x == 0) *s.total = total;
     invert(TargetMap{s.index, p.n, p.n}, s.list, s.spare, s.offsets, shared.radix);
-    if (last_to_come(p.tickets + 2, gridDim.y, shared.last) && threadIdx.x == 0) write_report(p);
+    if (last_to_come(p.tickets + 2, shared.last, gridDim.y) && threadIdx.x == 0) write_report(p);
 }

@@ -310,7 +310,8 @@ impl Backend {
     }
 
     /// One step of an objective that is written as formulas: gradients into or onto `dx` (`n × d`) and `dy` (`m × d`), and the
-    /// report, whose loss is `Σ W S`. On CUDA the formulas are compiled when they are met first and then kept.
+    /// report, whose loss is `Σ W S`. On CUDA the formulas are compiled when they are met first, and the
+    /// last 64 are kept: a number in the text that changes with every step is compiled anew at every step.
     ///
     /// # Errors
     /// [`Error::EmptyDim`], [`Error::ShapeMismatch`] for `y`, the options, `dx` and `dy`, [`Error::InvalidOption`] for options

@@ -55,6 +55,8 @@ pub enum Error {
     OutOfMemory { op: &'static str, wanted: usize },
     /// No NVRTC library, which compiles expressions for CUDA at run time, could be loaded.
     NvrtcNotFound { looked_for: String },
+    /// The driver does not take what NVRTC compiled, because NVRTC is of a newer CUDA toolkit.
+    NvrtcTooNew { driver: i32 },
     /// NVRTC did not take the code that was made of an expression.
     ExpressionRejected { expression: String, log: String },
     /// The driver refused a launch; nothing ran.
@@ -128,6 +130,14 @@ impl fmt::Display for Error {
                 f,
                 "no NVRTC library found (looked for {looked_for}); it compiles expressions for CUDA and comes with the CUDA \
                  toolkit, or with scripts/install-nvcc, or as pip's nvidia-cuda-nvrtc"
+            ),
+            Self::NvrtcTooNew { driver } => write!(
+                f,
+                "NVRTC is of a newer CUDA toolkit than the NVIDIA driver (CUDA {major}.{minor}), which does not take its \
+                 code; use NVRTC {major} of a toolkit that is not newer than that (SIMGRAD_NVRTC names its folder), or \
+                 update the driver",
+                major = driver / 1000,
+                minor = driver % 1000 / 10
             ),
             Self::ExpressionRejected { expression, log } => {
                 write!(f, "NVRTC did not compile the expression\n{expression}\nand said:\n{log}")

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use cuda_support::{
     Guarded, calls_between, capture, child, device, emulated, gpu_required, is_child, kernel_nodes, numbers, say, turn,
 };
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use half::{bf16, f16};
 use simgrad::cpu::{self, Cpu};
@@ -360,6 +361,57 @@ fn a_hot_step_is_launches_and_nothing_that_waits_copies_or_allocates() {
     assert!(calls.keys().all(|call| allowed.contains(call)), "{calls:?}");
 }
 
+const KEPT: usize = 64;
+const FULL: &str = "as many as are kept";
+const CAPTURED: &str = "the capture has ended";
+const AFTERWARDS: &str = "after the capture";
+
+/// Formulas with another number each time.
+#[test]
+fn child_compiles_more_than_is_kept() {
+    if !is_child("child_compiles_more_than_is_kept") {
+        return;
+    }
+    let (context, kernels) = device().expect("a device");
+    let stream = context.new_stream().unwrap();
+    let text = |i: usize| format!("negative = {i} * s\npositive = -1");
+    let held = compile(kernels, &text(0));
+    let mut step = Step::<f32, f32>::new(&stream, [9, 7, 8], PAIRWISE_WAVE_BYTES, 5);
+    // Enqueued, and not waited for, with formulas that are the first to go.
+    step.enqueue(kernels, &stream, &compile(kernels, &text(1)), plain()).unwrap();
+    (2..KEPT).for_each(|i| drop(compile(kernels, &text(i))));
+    say(FULL);
+    // Whoever captures in the mode that allows it can load modules, but not wait for the context.
+    let captured = context.new_stream().unwrap();
+    captured.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).unwrap();
+    (KEPT..KEPT + 2).for_each(|i| drop(compile(kernels, &text(i))));
+    let _ = captured.end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
+    say(CAPTURED);
+    compile(kernels, &text(KEPT + 2));
+    say(AFTERWARDS);
+    assert!(held.same_code(&compile(kernels, &text(0))), "what is held was given up");
+    let mut again = Step::<f32, f32>::new(&stream, [9, 7, 8], PAIRWISE_WAVE_BYTES, 5);
+    again.enqueue(kernels, &stream, &compile(kernels, &text(1)), plain()).unwrap();
+    assert_eq!(step.outcome(&stream), again.outcome(&stream));
+    context.check_err().unwrap();
+    say(HOT_ENDS);
+}
+
+#[test]
+fn formulas_beyond_what_is_kept_are_unloaded_when_nothing_uses_them() {
+    if ready().is_none() || !emulated("child_runs_a_hot_step") {
+        return;
+    }
+    let run = child("child_compiles_more_than_is_kept", &[("GPUEMU_LOG", Some("2"))]).expect(HOT_ENDS);
+    let count = |begin, end, call| calls_between(&run.text, begin, end).get(call).copied().unwrap_or(0);
+    assert_eq!(count(FULL, CAPTURED, "cuModuleLoadData"), 2);
+    assert_eq!(count(FULL, CAPTURED, "cuModuleUnload"), 0, "unloaded during a capture");
+    assert_eq!(count(CAPTURED, AFTERWARDS, "cuModuleUnload"), 3);
+    assert_eq!(count(CAPTURED, AFTERWARDS, "cuCtxSynchronize"), 1);
+    // The one that was in use by then and is compiled anew.
+    assert_eq!(count(AFTERWARDS, HOT_ENDS, "cuModuleLoadData"), 1);
+}
+
 // --- failures --------------------------------------------------------------------------------------------------------
 
 #[test]
@@ -395,10 +447,13 @@ fn a_module_that_does_not_load_is_tried_again() {
     // Every embedded image loads; the compiled one is the last.
     let log = child("child_runs_a_hot_step", &[("GPUEMU_LOG", Some("2"))]).expect(HOT_ENDS).text;
     let modules = log.lines().filter(|line| line.starts_with("[gpuemu] cuModuleLoadData")).count();
-    for (code, expected) in [("200", "ImageRejected"), ("2", "OutOfMemory"), ("222", "DriverTooOld")] {
+    for (code, expected) in [("200", "ImageRejected"), ("2", "OutOfMemory"), ("222", "NvrtcTooNew")] {
         let rule = format!("module:{modules}:{code}");
         let run = child("child_compiles_an_expression", &[("GPUEMU_FAIL", Some(&rule))]).expect(expected);
         assert!(run.text.contains("again: true"), "{}", run.text);
+        if expected == "NvrtcTooNew" {
+            assert!(run.text.contains("SIMGRAD_NVRTC") && !run.text.contains("SIMGRAD_CUDA_ARCHS"), "{}", run.text);
+        }
     }
 }
 

@@ -52,11 +52,11 @@ __device__ __forceinline__ uint32_t exclusive_scan_256(uint32_t v, uint32_t* scr
     return before + inclusive - v;
 }
 
-// Whether this block is the last of the grid to come here. What the others wrote before is then visible to this one.
-__device__ __forceinline__ bool last_to_come(uint32_t* ticket, bool& shared_flag) {
+// Whether this block is the last of `count` to come here. What the others wrote before is then visible to this one.
+__device__ __forceinline__ bool last_to_come(uint32_t* ticket, bool& shared_flag, uint32_t count = gridDim.x) {
     __threadfence();  // this block's results before its ticket
     __syncthreads();  // of all its threads
-    if (threadIdx.x == 0) shared_flag = atomicAdd(ticket, 1) == gridDim.x - 1;
+    if (threadIdx.x == 0) shared_flag = atomicAdd(ticket, 1) == count - 1;
     __syncthreads();  // the answer is in place
     __threadfence();  // the tickets before the others' results
     return shared_flag;

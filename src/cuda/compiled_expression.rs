@@ -1,6 +1,5 @@
 //! Objectives as text, compiled for the device.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{CUfunction, CUresult};
@@ -16,7 +15,10 @@ use crate::custom::PairObjective;
 use crate::error::{Error, Result};
 use crate::expression::Expression;
 
-const OP: &str = "CompiledExpression::compile";
+const OP: &str = Expression::COMPILE;
+
+/// Beyond so many sets of formulas, those that nobody holds are unloaded.
+const KEPT: usize = 64;
 
 const SOURCE: &str = include_str!("../../kernels/pairwise_custom.cu");
 
@@ -66,15 +68,59 @@ const NAMES: [&str; 8] = [
 ];
 
 /// The kernels of one set of formulas, in the order of [`CustomKernel`].
-struct Functions {
+pub(super) struct Functions {
     kernels: [CudaFunction; NAMES.len()],
     // Last, so that the module is unloaded while the context lives.
     context: Arc<CudaContext>,
 }
 
-/// Everything that was compiled in one context, by the formulas' code.
-#[derive(Default)]
-pub(super) struct Compiled(HashMap<String, Arc<Functions>>);
+/// What was compiled with one [`Kernels`].
+pub(super) type Compiled = Cache<Functions>;
+
+/// The formulas' code and what was made of it.
+type Entry<V> = (String, Arc<V>);
+
+/// Entries by their code, in the order in which they were last asked for.
+pub(super) struct Cache<V>(Vec<Entry<V>>);
+
+impl<V> Default for Cache<V> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<V> Cache<V> {
+    fn get(&mut self, code: &str) -> Option<Arc<V>> {
+        let at = self.0.iter().rposition(|(known, _)| known == code)?;
+        self.0[at..].rotate_left(1);
+        self.0.last().map(|(_, value)| value.clone())
+    }
+
+    /// The entry of this code; `value` only if there is none yet.
+    fn insert(&mut self, code: String, value: &Arc<V>) -> Arc<V> {
+        self.get(&code).unwrap_or_else(|| {
+            self.0.push((code, value.clone()));
+            value.clone()
+        })
+    }
+
+    /// Takes out what is beyond [`KEPT`] entries, the oldest first, but nothing that is held elsewhere.
+    fn take_surplus(&mut self) -> Vec<Entry<V>> {
+        let mut surplus = self.0.len().saturating_sub(KEPT);
+        let mut take = |(_, value): &mut Entry<V>| {
+            // Not the count alone: what its last holder did with it comes before what is done to it now.
+            let taken = surplus > 0 && Arc::get_mut(value).is_some();
+            surplus -= usize::from(taken);
+            taken
+        };
+        self.0.extract_if(.., |entry| take(entry)).collect()
+    }
+
+    /// Undoes [`Self::take_surplus`]. An entry of the same code that came in between is the younger one.
+    fn put_back(&mut self, surplus: Vec<Entry<V>>) {
+        self.0.splice(0..0, surplus);
+    }
+}
 
 /// An [`Expression`] compiled for the device of some [`Kernels`]. Cheap to clone.
 #[derive(Clone)]
@@ -97,27 +143,28 @@ impl std::fmt::Debug for CompiledExpression {
 
 impl CompiledExpression {
     /// Compiles with NVRTC, in some tenths of a second, and loads what comes out. Formulas that were compiled with the same
-    /// `kernels` before are taken from there, where they stay as long as the kernels do.
+    /// `kernels` before are taken from there. A number is part of the formulas: one that changes with every step is compiled
+    /// anew at every step. Threads can compile at the same time; of the same formulas the first to finish is kept.
+    ///
+    /// `kernels` keep 64 sets of formulas. Beyond that, those of which there is no `CompiledExpression` are unloaded, the ones
+    /// that were asked for the longest ago first, after the context was synchronised; if it cannot be, they stay for now. A
+    /// captured graph does not count: keep the `CompiledExpression` for as long as a graph that was captured with it is launched.
     ///
     /// Needs `libnvrtc.so` (13 or 12, with its companion `libnvrtc-builtins`) in the loader's search path or in the folder that
-    /// the environment variable `SIMGRAD_NVRTC` names. Allocates device memory for the code, may synchronise; call it before a
-    /// stream capture begins. Arithmetic on CUDA is f32: numbers that it cannot hold are refused.
+    /// the environment variable `SIMGRAD_NVRTC` names. Allocates device memory for the code, may synchronise the context; call it
+    /// while no stream of the context is being captured. Arithmetic on CUDA is f32: numbers that it cannot hold are refused.
     ///
     /// # Errors
     /// [`Error::NvrtcNotFound`]; [`Error::InvalidOption`] that shows the expression, for what CUDA does not have;
-    /// [`Error::ExpressionRejected`] with what the compiler said; [`Error::DriverTooOld`] for PTX of a newer toolkit,
-    /// [`Error::ImageRejected`], [`Error::OutOfMemory`], [`Error::ContextPoisoned`] or [`Error::Driver`].
+    /// [`Error::ExpressionRejected`] with what the compiler said; [`Error::NvrtcTooNew`] for an NVRTC of a newer toolkit
+    /// than the driver, [`Error::ImageRejected`], [`Error::OutOfMemory`], [`Error::ContextPoisoned`] or [`Error::Driver`].
     pub fn compile(kernels: &Kernels, expression: &Expression) -> Result<Self> {
         let code = expression.device_code()?;
-        let mut compiled = kernels.compiled();
-        let functions = match compiled.0.get(&code) {
-            Some(functions) => functions.clone(),
-            None => {
-                let ptx = to_ptx(&code, expression.source(), kernels.device().compute_capability)?;
-                let functions = load(kernels, ptx)?;
-                compiled.0.insert(code, functions.clone());
-                functions
-            }
+        // Not held for the compilation, so that others can go on with what they have.
+        let known = kernels.compiled().get(&code);
+        let functions = match known {
+            Some(functions) => functions,
+            None => compile_anew(kernels, code, expression.source())?,
         };
         Ok(Self {
             functions,
@@ -158,6 +205,26 @@ impl CompiledExpression {
     }
 }
 
+fn compile_anew(kernels: &Kernels, code: String, expression: &str) -> Result<Arc<Functions>> {
+    let ptx = to_ptx(&code, expression, kernels.device().compute_capability)?;
+    // Unloading, too, makes the context current.
+    let _scope = Scope::enter(OP, kernels.context())?;
+    let loaded = load(kernels, ptx)?;
+    let functions = kernels.compiled().insert(code, &loaded);
+    let surplus = kernels.compiled().take_surplus();
+    if !surplus.is_empty() {
+        // Their kernels may be at work still. Nobody can start one any more: they are in no one's hands.
+        match kernels.context().synchronize() {
+            Ok(()) => drop(surplus),
+            Err(error) => {
+                kernels.note(error);
+                kernels.compiled().put_back(surplus);
+            }
+        }
+    }
+    Ok(functions)
+}
+
 /// PTX of the kernels with these formulas.
 fn to_ptx(formulas: &str, expression: &str, capability: (i32, i32)) -> Result<String> {
     let formulas = format!("#pragma once\n{formulas}");
@@ -170,12 +237,9 @@ fn to_ptx(formulas: &str, expression: &str, capability: (i32, i32)) -> Result<St
 
 fn load(kernels: &Kernels, ptx: String) -> Result<Arc<Functions>> {
     let context = kernels.context();
-    let _scope = Scope::enter(OP, context)?;
     let bytes = ptx.len();
     let failed = |kernel: &'static str, error: DriverError| match error.0 {
-        CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
-            Error::DriverTooOld { driver: driver_version(), detail: "NVRTC is of a newer toolkit".to_owned() }
-        }
+        CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => Error::NvrtcTooNew { driver: driver_version() },
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory { op: OP, wanted: bytes },
         code if is_sticky(code) => Error::ContextPoisoned { op: OP, detail: describe(code) },
         code => Error::ImageRejected { kernel, detail: describe(code) },
@@ -207,6 +271,43 @@ mod tests {
         assert!(!required, "SIMGRAD_REQUIRE_GPU is set, but {missing}");
         eprintln!("note: skipped: {missing}");
         false
+    }
+
+    #[test]
+    fn the_cache_gives_up_the_oldest_that_nobody_holds() {
+        let mut cache = Cache::default();
+        let code = |i: usize| format!("code {i}");
+        let held = cache.insert(code(0), &Arc::new(0));
+        for i in 1..KEPT {
+            cache.insert(code(i), &Arc::new(i));
+        }
+        assert!(cache.take_surplus().is_empty());
+        // The first of two that were compiled at once stays.
+        assert_eq!(*cache.insert(code(2), &Arc::new(1000)), 2);
+        // 1 and 2 are as if they were new, so that 3 and 4 are the oldest beside 0, which is held.
+        assert_eq!(cache.get(&code(1)).as_deref(), Some(&1));
+        cache.insert(code(KEPT), &Arc::new(KEPT));
+        cache.insert(code(KEPT + 1), &Arc::new(KEPT + 1));
+        let surplus = cache.take_surplus();
+        assert_eq!(surplus.iter().map(|(_, value)| **value).collect::<Vec<_>>(), [3, 4]);
+        assert_eq!((cache.0.len(), cache.get(&code(3))), (KEPT, None));
+        // What came in the meantime is what is found, and the other is the first to go.
+        cache.insert(code(3), &Arc::new(3000));
+        cache.put_back(surplus);
+        assert_eq!(cache.get(&code(3)).as_deref(), Some(&3000));
+        assert_eq!(cache.get(&code(4)).as_deref(), Some(&4));
+        let surplus = cache.take_surplus();
+        assert_eq!(surplus.iter().map(|(_, value)| **value).collect::<Vec<_>>(), [3, 5, 6]);
+        assert_eq!(cache.get(&code(0)).map(|value| Arc::ptr_eq(&value, &held)), Some(true));
+    }
+
+    #[test]
+    fn everything_that_is_held_stays() {
+        let mut cache = Cache::default();
+        let held: Vec<_> = (0..2 * KEPT).map(|i| cache.insert(i.to_string(), &Arc::new(i))).collect();
+        assert!(cache.take_surplus().is_empty());
+        drop(held);
+        assert_eq!(cache.take_surplus().len(), KEPT);
     }
 
     #[test]

@@ -124,7 +124,7 @@ impl Kernels {
         }
     }
 
-    /// What was compiled at run time; whoever holds it is the only one to compile.
+    /// What was compiled at run time.
     pub(super) fn compiled(&self) -> MutexGuard<'_, Compiled> {
         // A panic while it was held has left a cache without an entry.
         self.inner.compiled.lock().unwrap_or_else(PoisonError::into_inner)

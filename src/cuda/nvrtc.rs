@@ -9,18 +9,27 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 
+use super::probe::{driver_present, driver_version};
 use crate::error::{Error, Result};
+use crate::expression::Expression;
 
-const OP: &str = "CompiledExpression::compile";
+const OP: &str = Expression::COMPILE;
 
 /// The folder of the library, if it is not in the loader's search path.
 const FOLDER: &str = "SIMGRAD_NVRTC";
 
-/// The loader's names for the library, the newest first.
+/// The loader's names for the library and the major version that each stands for, the newest first; 0 is any.
 #[cfg(windows)]
-const LIBRARIES: [&str; 2] = ["nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
+const LIBRARIES: [(i32, &str); 2] = [(13, "nvrtc64_130_0.dll"), (12, "nvrtc64_120_0.dll")];
 #[cfg(not(windows))]
-const LIBRARIES: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
+const LIBRARIES: [(i32, &str); 3] = [(13, "libnvrtc.so.13"), (12, "libnvrtc.so.12"), (0, "libnvrtc.so")];
+
+/// The names in the order in which they are tried: a driver takes no PTX of a newer toolkit, so its own version comes first.
+fn library_names(driver_major: i32) -> [&'static str; LIBRARIES.len()] {
+    let mut libraries = LIBRARIES;
+    libraries.sort_by_key(|&(major, _)| major != driver_major);
+    libraries.map(|(_, name)| name)
+}
 
 type Program = *mut c_void;
 type Texts = *const *const c_char;
@@ -179,7 +188,6 @@ pub(super) fn compile(
     let compilation = Compilation { functions, program };
     let target = format!("--gpu-architecture=compute_{}", functions.target(capability)?);
     // A formula means what is written: a product and a sum are two roundings.
-    // A formula means what is written: a product and a sum are two roundings.
     let options = ["--std=c++17", "--fmad=false", &target].map(c_string).into_iter().collect::<Result<Vec<_>>>()?;
     let option_pointers = pointers(&options);
     // SAFETY: the program exists, the options end with 0.
@@ -194,16 +202,20 @@ pub(super) fn compile(
 /// The compiler, loaded once per process.
 fn functions() -> Result<&'static Functions> {
     static FUNCTIONS: OnceLock<std::result::Result<Functions, String>> = OnceLock::new();
-    let found = FUNCTIONS.get_or_init(|| find(std::env::var_os(FOLDER).filter(|v| !v.is_empty()).map(PathBuf::from)));
+    let found = FUNCTIONS.get_or_init(|| {
+        let driver_major = if driver_present() { driver_version() / 1000 } else { 0 };
+        find(std::env::var_os(FOLDER).filter(|v| !v.is_empty()).map(PathBuf::from), driver_major)
+    });
     found.as_ref().map_err(|looked_for| Error::NvrtcNotFound { looked_for: looked_for.clone() })
 }
 
 /// The functions, or where they were looked for.
-fn find(folder: Option<PathBuf>) -> std::result::Result<Functions, String> {
+fn find(folder: Option<PathBuf>, driver_major: i32) -> std::result::Result<Functions, String> {
     if let Some(folder) = &folder {
         load_builtins(folder);
     }
-    for name in LIBRARIES {
+    let names = library_names(driver_major);
+    for name in names {
         let path = folder.as_ref().map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
         // SAFETY: loading runs the library's initialisers; those of the compiler have no precondition.
         let Ok(library) = (unsafe { Library::new(&path) }) else { continue };
@@ -214,7 +226,7 @@ fn find(folder: Option<PathBuf>) -> std::result::Result<Functions, String> {
             return Ok(functions);
         }
     }
-    let names = LIBRARIES.join(", ");
+    let names = names.join(", ");
     Err(match folder {
         Some(folder) => format!("{names} in {}, which {FOLDER} names", folder.display()),
         None => format!("{names} in the loader's search path; {FOLDER} names another folder"),
@@ -240,7 +252,21 @@ mod tests {
 
     #[test]
     fn a_folder_without_the_library_is_named() {
-        let looked_for = find(Some("/nonexistent".into())).err().unwrap();
-        assert!(looked_for.contains("/nonexistent") && looked_for.contains(LIBRARIES[0]), "{looked_for}");
+        let looked_for = find(Some("/nonexistent".into()), 12).err().unwrap();
+        let names = library_names(12);
+        assert!(looked_for.contains("/nonexistent"), "{looked_for}");
+        assert!(names.iter().all(|name| looked_for.contains(name)), "{looked_for}");
+    }
+
+    #[test]
+    fn the_library_of_the_drivers_major_version_comes_first() {
+        let newest_first = LIBRARIES.map(|(_, name)| name);
+        for (driver_major, first) in [(12, LIBRARIES[1].1), (13, LIBRARIES[0].1)] {
+            let names = library_names(driver_major);
+            assert_eq!(names[0], first);
+            assert!(newest_first.iter().all(|name| names.contains(name)), "{names:?}");
+        }
+        // Of another driver, or of none, the newest.
+        assert_eq!([library_names(11), library_names(14)], [newest_first; 2]);
     }
 }

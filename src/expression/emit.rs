@@ -6,8 +6,6 @@ use std::fmt::Write;
 use super::{Binary, Expression, Near, Node, Statistic, Unary, Variable};
 use crate::error::{Error, Result};
 
-const OP: &str = "CompiledExpression::compile";
-
 /// Fields of `AnchorView` in `kernels/common/pair_view.cuh`. A statistic that is not here does not exist on CUDA.
 const STATISTICS: [(Statistic, &str); 8] = [
     (Statistic::Pair, "pair"),
@@ -30,6 +28,9 @@ const VARIABLES: [(Variable, &str); 5] = [
 ];
 
 impl Expression {
+    /// The operation that errors name, from the formulas to the loaded kernels.
+    pub(crate) const COMPILE: &'static str = "CompiledExpression::compile";
+
     /// The formulas as device functions in f32, every common part computed once.
     ///
     /// # Errors
@@ -109,7 +110,7 @@ struct Emitter<'a> {
 impl Emitter<'_> {
     fn refuse(&self, what: &str, expected: &str) -> Error {
         let got = format!("{what} in\n{}", self.source);
-        Error::InvalidOption { op: OP, arg: "expression", expected: expected.to_owned(), got }
+        Error::InvalidOption { op: Expression::COMPILE, arg: "expression", expected: expected.to_owned(), got }
     }
 
     /// The name of a node's value, a number, a variable or a temporary.
