@@ -192,6 +192,19 @@ fn gradients_are_added_to_what_is_there_and_overflow_is_counted_in_every_report(
 }
 
 #[test]
+fn a_conflict_does_not_overflow_where_the_gradients_do() {
+    on_every_backend(|backend| {
+        let mut mixture = case::<half::f16>((9, 9, 4), parts("infonce 0.5*siglip 0.1*hinge-con"), 2);
+        mixture.batch.upstream = 1e9;
+        let narrow = mixture.run::<half::f16>(backend, true, TIGHT);
+        let wide = mixture.run::<f32>(backend, true, TIGHT);
+        mixture.check("wide", &wide, relative::<half::f16>());
+        assert!(narrow.dx.written("dx").iter().any(|v| v.is_infinite()));
+        assert_eq!(narrow.report.unwrap().conflict, wide.report.unwrap().conflict);
+    });
+}
+
+#[test]
 fn empty_sets_have_gradient_zero() {
     on_every_backend(|backend| {
         for shape in [(0, 0, 4), (3, 0, 4), (0, 3, 4)] {
