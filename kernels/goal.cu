@@ -4,9 +4,11 @@
 //   positive[i] = -T w+,  negative[i] = T w-,  index[i] = n_i                 (the non-zeros of W)
 //   list, offsets     for every candidate the anchors of which it is the hardest negative, ascending
 //   report            sums over the anchors, counts
+//   skip              rows that pairwise_grad_* is to leave out: no weight but 0 or NaN meets them, and 0 times NaN is NaN
 //
 //   parts  (planes, splits, n) 4-byte words from mine_*;  pos, inv (n) f32;  groups (n) i64 or null
 //   positive, negative (n) f32;  index (n) i32;  list, spare (n), offsets (n + 1) u32;  detail (10, n) words or null
+//   skip (n) u8 or null
 //   tickets (kGoalTickets) u32, 0 on entry.  No output may alias an input or another output.
 //
 // Work    a block takes 32 anchors of one direction. Each warp loads the partial states of one split, the first warp merges
@@ -167,6 +169,7 @@ __device__ __forceinline__ ReportPart finish_anchor(const GoalParams& p, const G
     // Without a negative both are 0, also beside a NaN.
     s.positive[i] = -triplet * w_pos;
     s.negative[i] = triplet * w_neg;
+    if (s.skip != nullptr) s.skip[i] = inv != inv;
     if (s.detail != nullptr) {
         put(p, s, kDetailIndex, i, uint32_t(line.index));
         put(p, s, kDetailValue, i, __float_as_uint(line.value));

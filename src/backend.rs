@@ -279,7 +279,7 @@ impl Backend {
     ///
     /// # Errors
     /// As [`pairwise_step`](Self::pairwise_step), and [`Error::InvalidOption`] for no parts, for a weight that is not finite
-    /// and for options that a GOAL part does not keep to.
+    /// (on CUDA: in f32) and for options that a GOAL part does not keep to.
     #[allow(clippy::too_many_arguments)]
     pub fn pairwise_mixture<T: Element, G: GradientOf<T>>(
         &self,

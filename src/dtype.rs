@@ -52,7 +52,7 @@ mod sealed {
 /// An element of an embedding matrix: `f32`, `f16`, `bf16`, and on the CPU `f64`.
 pub trait Element: sealed::Sealed + Pod + Send + Sync + PartialEq + fmt::Debug + fmt::Display + 'static {
     /// The type that sums and similarities are computed in: `f32`, and `f64` for `f64`.
-    type Acc: Accum;
+    type Acc: Accum + GradientOf<Self>;
     /// This type's name at run time.
     const DTYPE: DType;
     /// Widens without loss.

@@ -120,6 +120,42 @@ fn a_goal_part_meets_zero_rows_hubs_and_rows_that_are_not_finite() {
     });
 }
 
+/// With GOAL parts alone, and in a step of theirs for the conflict: a row that is not finite has weights of 0 for the rows
+/// that it does not meet.
+fn goal_parts_alone<T: Element, G: GradientOf<T>>(backend: &Backend) {
+    for text in ["hinge-con", "con-sig_ms 0.5*nca-sig"] {
+        for of_x in [true, false] {
+            let name = format!("{} {} {text}, NaN in x: {of_x}", backend.name(), T::DTYPE);
+            let mut mixture = case::<T>((40, 40, 6), parts(text), 13);
+            let spoil = |batch: &mut PairwiseCase<T>, at: usize| {
+                let side = if of_x { &mut batch.x } else { &mut batch.y };
+                side.set_row(at, |k| if k == 2 { f64::NAN } else { 1.0 });
+            };
+            spoil(&mut mixture.batch, 17);
+            // Others share the group of row 17 and never meet it.
+            let (alone, shared): (Vec<i64>, Vec<i64>) =
+                (0..40).map(|i| (if i == 17 { 7 } else { 100 + i }, if i % 3 == 0 { 7 } else { 200 + i })).unzip();
+            mixture.batch.groups = Some(if of_x { (alone, shared) } else { (shared, alone) });
+            let got = mixture.run::<G>(backend, true, ODD);
+            mixture.check(&format!("{name}, grouped"), &got, relative::<T>());
+            for (side, gradient) in [("dx", &got.dx), ("dy", &got.dy)] {
+                let nan = gradient.written(&name).iter().filter(|v| v.is_nan()).count();
+                assert!(nan > 0 && nan < 40 * 6, "{name}: {nan} of {side}");
+            }
+
+            // The only row has no negative.
+            let mut one = case::<T>((1, 1, 6), parts("hinge-con"), 13);
+            spoil(&mut one.batch, 0);
+            one.check(&format!("{name}, one pair"), &one.run::<G>(backend, true, ODD), relative::<T>());
+        }
+    }
+}
+
+#[test]
+fn goal_parts_alone_do_not_meet_what_is_not_finite_in_their_group() {
+    on_every_backend(|backend| for_each_gradient!(backend, goal_parts_alone()));
+}
+
 #[test]
 fn one_part_of_weight_one_is_the_step_itself() {
     on_every_backend(|backend| {
@@ -152,6 +188,19 @@ fn gradients_are_added_to_what_is_there_and_overflow_is_counted_in_every_report(
         let count = infinite(&got.dx) + infinite(&got.dy);
         let reports = got.report.unwrap().parts;
         assert!(count > 0 && reports.iter().all(|r| r.overflow as usize == count), "{count} {reports:?}");
+    });
+}
+
+#[test]
+fn a_conflict_does_not_overflow_where_the_gradients_do() {
+    on_every_backend(|backend| {
+        let mut mixture = case::<half::f16>((9, 9, 4), parts("infonce 0.5*siglip 0.1*hinge-con"), 2);
+        mixture.batch.upstream = 1e9;
+        let narrow = mixture.run::<half::f16>(backend, true, TIGHT);
+        let wide = mixture.run::<f32>(backend, true, TIGHT);
+        mixture.check("wide", &wide, relative::<half::f16>());
+        assert!(narrow.dx.written("dx").iter().any(|v| v.is_infinite()));
+        assert_eq!(narrow.report.unwrap().conflict, wide.report.unwrap().conflict);
     });
 }
 
@@ -201,6 +250,16 @@ fn what_is_wrong_with_a_mixture_is_named() {
         let with = |parts: &[PairwisePart]| case::<f32>((4, 4, 5), parts.to_vec(), 8);
         refused(&with(&[]), "parts");
         refused(&with(&[PairwisePart::new(f64::NAN, PairwiseObjective::ALL[1])]), "parts.weight");
+        for text in ["infonce 1e39*siglip", "-1e39*hinge-con"] {
+            let large = with(&parts(text));
+            if is_cuda(backend) {
+                // f32 does not hold it.
+                refused(&large, "parts.weight");
+            } else {
+                let got = large.run::<f32>(backend, false, ODD);
+                assert!(got.report.is_ok(), "{text}: {:?}", got.report);
+            }
+        }
         let bad = PairwisePart::new(1.0, PairwiseObjective::SigLip { scale: 1.0, bias: f64::NAN });
         refused(&with(&[parts("siglip"), vec![bad]].concat()), "objective.bias");
         let mut corrected = with(&parts("siglip hinge-con"));

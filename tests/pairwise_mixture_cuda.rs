@@ -420,6 +420,15 @@ fn bad_pointers_and_sizes_are_refused_before_anything_is_enqueued() {
     assert!(matches!(error, Error::InvalidOption { arg: "options.ignore_cols", .. }), "{error}");
     let error = refused(&RawPairwiseMixture { parts: &[], ..good });
     assert!(matches!(error, Error::InvalidOption { arg: "parts", .. }), "{error}");
+    for weight in [1e39, -1e39] {
+        let large = [PairwisePart::new(weight, PairwiseObjective::ALL[0])];
+        match refused(&RawPairwiseMixture { parts: &large, ..good }) {
+            Error::InvalidOption { op: of, arg: "parts.weight", expected, got } => {
+                assert_eq!((of, expected.as_str(), got), (op, "a number that f32 can hold", weight.to_string()));
+            }
+            error => panic!("{error}"),
+        }
+    }
 }
 
 const HOT_BEGINS: &str = "the hot step begins";

@@ -96,10 +96,11 @@ struct GoalSide {
     ReportPart* blocks;      // (grid.x)
     ReportPart* total;       // (1)
     uint32_t* detail;        // (kDetailPlanes, n), or null: not wanted
+    uint8_t* skip;           // (n): 1 if the anchor's row is not finite, so that products are to leave it out; or null
     uint32_t splits;
     uint32_t pad_;
 };
-static_assert(sizeof(GoalSide) == 112, "keep in step with src/cuda/goal.rs");
+static_assert(sizeof(GoalSide) == 120, "keep in step with src/cuda/goal.rs");
 
 struct GoalParams {
     GoalSide it;
@@ -115,4 +116,4 @@ struct GoalParams {
     uint32_t stats;      // kStats* of the partial states
     uint32_t pad_;
 };
-static_assert(sizeof(GoalParams) == 344, "keep in step with src/cuda/goal.rs");
+static_assert(sizeof(GoalParams) == 360, "keep in step with src/cuda/goal.rs");

@@ -23,7 +23,7 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/goal.h`.
-    GoalSide: 112 {
+    GoalSide: 120 {
         parts: u64,
         inv: u64,
         anchor_groups: u64,
@@ -37,6 +37,7 @@ params! {
         blocks: u64,
         total: u64,
         detail: u64,
+        skip: u64,
         splits: u32,
         pad_: u32,
     }
@@ -44,7 +45,7 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/goal.h`.
-    GoalParams: 344 {
+    GoalParams: 360 {
         it: GoalSide,
         ti: GoalSide,
         pos: u64,

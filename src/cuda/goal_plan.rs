@@ -105,6 +105,7 @@ impl SidePlan {
             blocks: self.blocks.at(base),
             total: self.total.at(base),
             detail,
+            skip: 0,
             splits: self.splits as u32,
             pad_: 0,
         }

@@ -10,7 +10,7 @@ use super::pairwise_conflict::pairwise_conflict_len;
 use super::pairwise_custom::pairwise_step_custom_raw;
 use super::pairwise_custom_plan::{OP as OP_CUSTOM, RawPairwiseCustom, pairwise_custom_workspace_bytes};
 use super::pairwise_mixture::{RawPairwiseMixture, enqueue_raw};
-use super::pairwise_plan::{Grant, Kind, PAIRWISE_WAVE_BYTES, workspace_bytes};
+use super::pairwise_plan::{Grant, Kind, PAIRWISE_WAVE_BYTES, check_weights, workspace_bytes};
 use crate::check;
 use crate::dtype::{Element, GradientOf};
 use crate::error::Result;
@@ -53,7 +53,7 @@ pub fn pairwise_step_single<T: Element, G: GradientOf<T>>(
 /// As [`crate::cpu::pairwise_mixture`]. Similarities of up to 1 GiB are kept.
 ///
 /// # Errors
-/// As [`pairwise_step`].
+/// As [`pairwise_step`], and [`Error::InvalidOption`](crate::Error::InvalidOption) for a weight beyond f32.
 #[allow(clippy::too_many_arguments)]
 pub fn pairwise_mixture<T: Element, G: GradientOf<T>>(
     cuda: &Cuda,
@@ -72,7 +72,7 @@ pub fn pairwise_mixture<T: Element, G: GradientOf<T>>(
 /// As [`crate::cpu::pairwise_mixture_single`]. Similarities of up to 1 GiB are kept.
 ///
 /// # Errors
-/// As [`pairwise_step`].
+/// As [`pairwise_mixture`].
 pub fn pairwise_mixture_single<T: Element, G: GradientOf<T>>(
     cuda: &Cuda,
     x: MatRef<'_, T>,
@@ -195,6 +195,7 @@ fn step<T: Element, G: GradientOf<T>>(
     let dys = dy.as_ref().map_or(ys, |dy| (dy.rows(), dy.cols()));
     let op = kind.op(y.is_none());
     check::pairwise_step(op, xs, ys, y.is_none(), parts, &options.into(), dxs, dys)?;
+    check_weights(op, parts)?;
     let session = Session::begin(op, cuda)?;
     session.require_supported("x", T::DTYPE)?;
     let ((n, d), m) = (xs, ys.0);

@@ -119,6 +119,7 @@ impl Step<'_> {
                 blocks: self.at(s.blocks),
                 total: self.at(s.total),
                 detail: 0,
+                skip: self.skip(at),
                 splits: splits[at] as u32,
                 pad_: 0,
             }

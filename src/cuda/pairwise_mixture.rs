@@ -172,7 +172,7 @@ pub fn pairwise_mixture_single_workspace_bytes(
 ///
 /// # Errors
 /// As [`pairwise_step`](super::pairwise_step), and [`Error::InvalidOption`](crate::Error::InvalidOption) for no parts, for a
-/// weight that is not finite, and for options that a GOAL part does not keep to.
+/// weight that is not finite or beyond f32, and for options that a GOAL part does not keep to.
 #[allow(clippy::too_many_arguments)]
 pub fn pairwise_mixture<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     kernels: &Kernels,

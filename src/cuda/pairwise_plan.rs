@@ -465,6 +465,19 @@ fn check_buffers(a: &RawPairwiseMixture<'_>, op: &'static str, m: usize) -> Resu
     Ok(inputs)
 }
 
+/// Weights are multiplied in f32, where an infinite one would make NaN of a pair's 0.
+pub(super) fn check_weights(op: &'static str, parts: &[PairwisePart]) -> Result<()> {
+    match parts.iter().find(|part| !(part.weight as f32).is_finite()) {
+        None => Ok(()),
+        Some(part) => Err(Error::InvalidOption {
+            op,
+            arg: "parts.weight",
+            expected: "a number that f32 can hold".to_owned(),
+            got: part.weight.to_string(),
+        }),
+    }
+}
+
 /// Checks everything that the host can see.
 pub(super) fn check_arguments(kind: Kind, a: &RawPairwiseMixture<'_>) -> Result<(Plan, Option<ConflictPlan>)> {
     let op = kind.op(a.y.is_none());
@@ -486,6 +499,7 @@ pub(super) fn check_arguments(kind: Kind, a: &RawPairwiseMixture<'_>) -> Result<
     };
     let single = a.y.is_none();
     check::pairwise_step(op, extent(&a.x), extent(&y), single, a.parts, &lengths, extent(&a.dx), extent(&dy))?;
+    check_weights(op, a.parts)?;
     check_extent(op, "x.rows + y.rows", a.x.rows.saturating_add(y.rows))?;
     same_dtype(op, "y", a.x.dtype, y.dtype)?;
     check_gradient_type(op, "dx", a.x.dtype, a.dx.dtype)?;

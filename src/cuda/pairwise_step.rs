@@ -69,13 +69,16 @@ impl Step<'_> {
         [self.zeroed(self.flags() + self.plan.shape.m), self.col_flags(part), self.zeroed(part.words)]
     }
 
-    /// Whether rows are left out of the products: those that no pair counts, which may hold anything. Which ones,
-    /// `pairwise_finalize` says, for every part the same.
-    fn skip(&self, side: usize) -> u64 {
+    /// Whether rows are left out of the products: those that no pair counts, which may hold anything, and under L2 those that
+    /// are not finite. Which ones, `pairwise_finalize` says or, of a GOAL objective, which knows no masks, `goal_finalize`; for
+    /// every part the same.
+    pub(super) fn skip(&self, side: usize) -> u64 {
         let parts = &self.plan.parts;
         let masked = self.a.ignore_rows != RawBuf::NULL || self.a.ignore_cols != RawBuf::NULL;
-        let left_out = masked || (parts.iter().any(|part| part.form.both) && self.a.groups.is_some());
-        if left_out && parts.iter().any(PartPlan::dense) { self.at(self.plan.skip[side]) } else { 0 }
+        let normalised = self.a.normalization == Normalization::L2;
+        // Groups keep some pairs apart, and a GOAL objective's only row meets nothing.
+        let apart = |part: &PartPlan| part.form.both && (self.a.groups.is_some() || !part.dense());
+        if masked || (normalised && parts.iter().any(apart)) { self.at(self.plan.skip[side]) } else { 0 }
     }
 
     /// The corrections of the columns, for the parts that have a use for them.

@@ -229,7 +229,7 @@ fn step<T: Element, G: GradientOf<T>>(
     check::pairwise_step(op, x_extent, y_extent, single, parts, &options.into(), extent(&dx), dy_extent)?;
     let mut relation = None;
     let reports = with_inputs(cpu, x, y, options, single, |inputs| {
-        relation = conflict.then(|| alone::<T, G>(cpu, inputs, parts));
+        relation = conflict.then(|| alone(cpu, inputs, parts));
         solve(cpu, inputs, parts, options.write, dx, dy)
     });
     Ok((reports, relation))
@@ -266,11 +266,12 @@ fn solve_custom<T: Element, G: GradientOf<T>>(
     (vec![member.report(sums, swept.totals[0])], swept.overflow)
 }
 
-/// Norms of, and cosines between, the gradients of the parts, each computed alone.
-fn alone<T: Element, G: GradientOf<T>>(cpu: &Cpu, inputs: &Inputs<'_, T>, parts: &[PairwisePart]) -> Conflict {
+/// Norms of, and cosines between, the gradients of the parts, each computed alone. In `T::Acc`, whatever the step's gradients
+/// are rounded to: there they may overflow.
+fn alone<T: Element>(cpu: &Cpu, inputs: &Inputs<'_, T>, parts: &[PairwisePart]) -> Conflict {
     let (n, m, d) = (inputs.x.rows.mat.rows(), inputs.y.rows.mat.rows(), inputs.x.rows.mat.cols());
     let gradient_of = |part: &PairwisePart| -> Vec<f64> {
-        let (mut dx, mut dy) = (vec![G::zeroed(); n * d], vec![G::zeroed(); m * d]);
+        let (mut dx, mut dy) = (vec![T::Acc::ZERO; n * d], vec![T::Acc::ZERO; m * d]);
         if let (Ok(dx), Ok(dy)) = (MatMut::new(&mut dx, n, d), MatMut::new(&mut dy, m, d)) {
             solve(cpu, inputs, &[*part], WriteMode::Overwrite, dx, (!inputs.single).then_some(dy));
         }
@@ -337,8 +338,8 @@ pub fn pairwise_step_single<T: Element, G: GradientOf<T>>(
 /// `options` are those of every part; a part that has no use for an option goes without it, but one of them must have a
 /// use. A part may be a GOAL objective, whose few weights are added to the others': it takes pairs (`n = m`) and groups, and
 /// masks and weights of rows and columns are refused beside it. With `conflict` the report also says how long each part's
-/// gradient is and how much the parts agree, for which each
-/// part is computed once more by itself, into memory of the size of both gradients per part.
+/// gradient is and how much the parts agree, for which each part is computed once more by itself, into memory of the size of
+/// both gradients in `T::Acc`, and of those in `f64` per part.
 ///
 /// # Errors
 /// As [`pairwise_step`], and [`Error::InvalidOption`](crate::Error::InvalidOption) for a weight that is not finite or for
