@@ -313,6 +313,35 @@ fn semi_hard_negatives_are_below_the_positive() {
     });
 }
 
+/// A violation of exactly 0 is none.
+#[test]
+fn a_hinge_that_just_closes_has_no_weight() {
+    on_every_backend(|backend| {
+        // P = 0.75, 0.5 and 0.5 everywhere else: anchors of pair 0 are violated by 0, those of pair 1 by the margin.
+        let (x, y) = ([0.75, 0.5, 0.5, 0.5], [1.0, 0.0, 0.0, 1.0]);
+        let objective = MinedTriplet { margin: 0.25, ..MinedTriplet::hardest() };
+        let case = Case {
+            x: Matrix::<f32>::new(&x, 2, 2, TIGHT),
+            y: Matrix::new(&y, 2, 2, TIGHT),
+            normalization: Normalization::None,
+            ..Case::new(Kind::Sphere, (2, 2, 2), objective, 0)
+        };
+        let (report, dx, _) = case.run::<f32>(backend, TIGHT);
+        assert_eq!((report.loss, report.triplets, report.active), (0.5, 4, 2));
+        close("dx", &dx.written("dx"), &[0.0, 1.0, 1.0, -2.0], |_| 0.0);
+    });
+}
+
+/// More rows than 256 blocks of the device have, each of which has a part of the report.
+#[test]
+fn thousands_of_rows_without_a_pair_are_counted() {
+    on_every_backend(|backend| {
+        let mut case = exact::<f32>((2100, 1, 3), MinedTriplet { margin: 0.21, ..MinedTriplet::hardest() }, 8);
+        case.x.set_row(2099, |_| 0.0);
+        case.check::<f32>("thousands", backend, TIGHT);
+    });
+}
+
 #[test]
 fn nan_and_zero_rows_are_counted_and_reach_whom_they_meet() {
     on_every_backend(|backend| {

@@ -307,6 +307,35 @@ fn ties_go_to_the_lowest_index() {
     run::<f32, f32>("ties", [&x, &x], TIGHT, &expression(text, true), &options);
 }
 
+/// What is exactly as far away as the slack is near: every number here is exact.
+#[test]
+fn pairs_at_the_edge_of_the_slack_are_near() {
+    // Rows of S, for y the unit vectors; P = 2, 3, 3. Near negatives are S >= 2 − 0.5, among them 1.5 of column 0; near
+    // positives P_j <= N + 0.5, among them 3 of row 2 and of column 1, whose N is 2.5.
+    let s = [2.0, 1.0, 4.0, 4.0, 3.0, 4.0, 1.0, 2.5, 3.0, 1.5, 0.5, 2.0];
+    let x = Matrix::<f32>::new(&s, 4, 3, TIGHT);
+    let y = Matrix::<f32>::new(&[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], 3, 3, TIGHT);
+    let options = PairwiseOptions { normalization: Normalization::None, ..PairwiseOptions::default() };
+    let text = "
+        slack         = 0.5
+        near_negative = hardest - s
+        near_positive = hardest - s
+        negative      = col.near_negatives + 100 * col.near_positives
+        positive      = row.near_negatives + 100 * row.near_positives
+    ";
+    run::<f32, f32>("edge", [&x, &y], TIGHT, &expression(text, true), &options);
+}
+
+#[test]
+fn a_logit_of_minus_infinity_adds_nothing() {
+    let text = "
+        logit    = ln(max(s, 0))
+        negative = sigmoid(row.lse) + sigmoid(col.lse)
+        positive = -sigmoid(row.lse_positives) - 2 * sigmoid(col.lse_positives)
+    ";
+    plain::<f32, f32>(&case(20, 40, 5), text);
+}
+
 #[test]
 fn a_converged_batch_keeps_its_gradient() {
     // Logits 60 against 0: the weights are about e^-60, far below the range of f16.

@@ -157,6 +157,31 @@ fn goal_parts_alone_do_not_meet_what_is_not_finite_in_their_group() {
 }
 
 #[test]
+fn anchors_of_a_goal_part_without_a_negative_have_none() {
+    on_every_backend(|backend| {
+        let mut mixture = case::<f32>((3, 3, 5), parts("hinge-con infonce 0.5*nca-sig"), 4);
+        // Row 0 has the group of every column.
+        mixture.batch.groups = Some((vec![1, 2, 2], vec![1, 1, 1]));
+        let got = mixture.run::<f32>(backend, false, TIGHT);
+        mixture.check("no negative", &got, relative::<f32>());
+        let negatives = got.report.unwrap().parts.iter().map(|part| part.negatives).collect::<Vec<_>>();
+        assert_eq!(negatives, [2, 4, 2]);
+    });
+}
+
+/// Negatives of anchors in other tiles than the anchor's.
+#[test]
+fn a_goal_part_has_its_weights_in_every_tile() {
+    on_every_backend(|backend| {
+        for text in ["0.1*hinge-con infonce", "0.2*nca-sig_ms"] {
+            let mixture = case::<f32>((150, 150, 9), parts(text), 5);
+            let got = mixture.run::<f32>(backend, false, TIGHT);
+            mixture.check(&format!("tiles {text}"), &got, relative::<f32>());
+        }
+    });
+}
+
+#[test]
 fn one_part_of_weight_one_is_the_step_itself() {
     on_every_backend(|backend| {
         for objective in PairwiseObjective::ALL {

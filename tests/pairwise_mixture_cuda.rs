@@ -286,7 +286,12 @@ fn a_step_that_compares_gradients_can_be_captured_and_is_otherwise_the_same() {
     let Some((context, kernels)) = device() else { return };
     let _turn = turn();
     let stream = context.new_stream().unwrap();
-    for (text, [n, m, d]) in [("infonce 0*siglip -0.5*hinge-con", [140, 140, 40]), ("-2*circle", [5, 3, 4])] {
+    for (text, [n, m, d]) in [
+        ("infonce 0*siglip -0.5*hinge-con", [140, 140, 40]),
+        ("-2*circle", [5, 3, 4]),
+        // More blocks for a pair of parts than a warp has lanes.
+        ("infonce -0.5*siglip", [8, 8, 8200]),
+    ] {
         let parts = parts(text);
         let new = || Step::<bf16, bf16>::new(&stream, [n, m, d], &parts, PLENTY, 5);
         let mut step = new().with_conflict(&stream, &parts);

@@ -214,6 +214,30 @@ fn what_does_not_fit_is_refused_before_anything_is_enqueued() {
     assert!(bank.is_empty() && bank.pushes() == 0);
 }
 
+fn push_of_wide_rows<T: DeviceElement>(d: usize) {
+    let Some((context, kernels)) = device() else { return };
+    let _turn = turn();
+    let stream = context.new_stream().unwrap();
+    let (rows, stride, ids) = (5, d + 3, [3i64, 1, 4, 1, 5]);
+    let data = sixteenths::<T>((rows - 1) * stride + d, 6, 1.0);
+    let mut bank = MemoryBank::<T>::new(7, d).unwrap();
+    let mut device_bank = DeviceMemoryBank::<T>::new(&stream, 7, d).unwrap();
+    let (device_data, device_ids) = (Guarded::of(&stream, &data), Guarded::of(&stream, &ids));
+    for _ in 0..2 {
+        bank.push(MatRef::with_stride(&data, rows, d, stride).unwrap(), &ids).unwrap();
+        let mat = DeviceMat::with_stride(device_data.view(), rows, d, stride).unwrap();
+        device_bank.push(kernels, &stream, &mat, &device_ids.view()).unwrap();
+        assert_eq!(device_bank.state(&stream).unwrap(), *bank.state());
+    }
+}
+
+/// Rows with more elements than a warp has lanes, and space between them.
+#[test]
+fn wide_rows_are_pushed_whole() {
+    push_of_wide_rows::<f32>(33);
+    push_of_wide_rows::<half::f16>(70);
+}
+
 #[test]
 fn a_push_of_more_rows_than_slots_keeps_the_last() {
     let Some((context, kernels)) = device() else { return };
