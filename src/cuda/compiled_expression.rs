@@ -23,10 +23,11 @@ const KEPT: usize = 64;
 const SOURCE: &str = include_str!("../../kernels/pairwise_custom.cu");
 
 /// What the source includes, beside the formulas. NVRTC has no headers of its own.
-const HEADERS: [(&str, &str); 6] = [
+const HEADERS: [(&str, &str); 7] = [
     ("stdint.h", STDINT),
     ("common/order.cuh", include_str!("../../kernels/common/order.cuh")),
     ("common/pair_view.cuh", include_str!("../../kernels/common/pair_view.cuh")),
+    ("common/pairwise_custom.cuh", include_str!("../../kernels/common/pairwise_custom.cuh")),
     ("common/reduce.cuh", include_str!("../../kernels/common/reduce.cuh")),
     ("params/pairwise.h", include_str!("../../kernels/params/pairwise.h")),
     ("params/pairwise_custom.h", include_str!("../../kernels/params/pairwise_custom.h")),
