@@ -53,7 +53,7 @@ pub struct RawPairwiseStep<'a> {
     /// The most bytes of the workspace that hold all similarities, so that they are computed once; if they need more, they
     /// are computed in every sweep.
     pub keep_bytes: usize,
-    /// Bytes, at least [`pairwise_workspace_bytes`], aligned to [`WORKSPACE_ALIGN`](super::WORKSPACE_ALIGN).
+    /// Bytes, at least [`pairwise_workspace_bytes`](super::pairwise_workspace_bytes), aligned to [`WORKSPACE_ALIGN`](super::WORKSPACE_ALIGN).
     pub workspace: RawBuf,
 }
 
