@@ -9,7 +9,8 @@ use cudarc::nvrtc::Ptx;
 
 use super::compiled_expression::Compiled;
 use super::driver::{alloc_failed, describe, is_sticky};
-use super::image::{BUILT_FOR, IMAGES, Image, KernelSpec};
+use super::image::{BUILT_FOR, HAS_HOPPER, IMAGES, Image, KernelSpec};
+use super::plan::PlanDevice;
 use super::probe::{DeviceFacts, driver_version, require_driver};
 use super::scope::Scope;
 use crate::error::{Error, Result};
@@ -19,6 +20,9 @@ const DEFAULT_SHARED_BYTES: u32 = 48 * 1024;
 
 /// The lowest compute capability that the kernels are written for: `mma.sync` on bf16 and `cp.async` need it.
 const LOWEST_CAPABILITY: (i32, i32) = (8, 0);
+
+/// The compute capability of sm_90a.
+const HOPPER: (i32, i32) = (9, 0);
 
 struct Function {
     name: &'static str,
@@ -74,7 +78,8 @@ impl Kernels {
             return Err(unsupported(device));
         }
         let mut functions = Vec::new();
-        for image in IMAGES {
+        let hopper = HAS_HOPPER && device.compute_capability == HOPPER;
+        for image in IMAGES.iter().filter(|image| hopper || !image.hopper) {
             let module = load_image(context, image, &device)?;
             for spec in image.kernels {
                 let function = load_function(&module, spec, &device)?;
@@ -95,6 +100,16 @@ impl Kernels {
     /// Facts about the context's device.
     pub fn device(&self) -> &DeviceFacts {
         &self.inner.device
+    }
+
+    /// What plans need to know of the context's device.
+    pub(crate) fn plan_device(&self) -> PlanDevice {
+        PlanDevice {
+            compute_capability: self.device().compute_capability,
+            multiprocessors: self.device().multiprocessors,
+            group_code: HAS_HOPPER,
+            forced: None,
+        }
     }
 
     /// Refuses after a kernel fault in this context, and a stream of another context.

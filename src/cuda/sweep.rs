@@ -6,8 +6,9 @@ use cudarc::driver::CudaStream;
 use super::descriptor::RawMat;
 use super::kernels::Kernels;
 use super::launch::{launch, params};
-use super::plan::{Splits, TILE_BLOCK, TILE_SHARED_BYTES, tiles};
-use super::prepare::{Operand, by_dtype};
+use super::plan::{Scheme, Splits, SweepKernel, SweepPlan, SweepShape, tiles};
+use super::prepare::Operand;
+use super::tile_kernel::{TileKernel, launch_tiles};
 use super::workspace::{Layout, Region};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -99,7 +100,36 @@ impl Stats {
     }
 }
 
-/// Enqueues one sweep over matrices of type `dtype`. At least one of them has a row.
+const MINE: TileKernel = TileKernel {
+    warp: ["mine_f32", "mine_f16", "mine_bf16"],
+    group: ["mine_hopper_f16", "mine_hopper_bf16"],
+    step: 2,
+    small: ["mine_small_hopper_f16", "mine_small_hopper_bf16"],
+};
+const MINE_STATS: TileKernel = TileKernel {
+    warp: ["mine_stats_f32", "mine_stats_f16", "mine_stats_bf16"],
+    group: ["mine_stats_hopper_f16", "mine_stats_hopper_bf16"],
+    step: 1,
+    small: ["mine_stats_small_hopper_f16", "mine_stats_small_hopper_bf16"],
+};
+
+/// How [`launch_sweep`] will sweep: the splits that its parameters must have.
+pub(crate) fn sweep_plan(kernels: &Kernels, dtype: DType, select: Select, [n, m]: [usize; 2], d: usize) -> SweepPlan {
+    let mut device = kernels.plan_device();
+    // Tensor maps have no empty extents; the tiles of pairs alone are no rectangle for a cluster.
+    if n == 0 || m == 0 || d == 0 {
+        device.group_code = false;
+    } else if select == Select::Pair {
+        device.forced = device.forced.or(Some(Scheme::GroupMmaSmall));
+    }
+    let plan = SweepPlan::new(SweepKernel::Mine, SweepShape { batch: 1, n, m, d, dtype }, device);
+    match select {
+        Select::Pair => SweepPlan { splits: Splits { rows: 1, cols: 1 }, grid: (tiles(n.max(m)) as u32, 1, 1), ..plan },
+        _ => plan,
+    }
+}
+
+/// Enqueues one sweep over matrices of type `dtype`, with the splits of its [`sweep_plan`]. At least one of them has a row.
 ///
 /// # Safety
 /// Every address in `params` is valid on the stream's device for the extent that `kernels/params/mine.h` states.
@@ -109,18 +139,20 @@ pub(crate) unsafe fn launch_sweep(
     dtype: DType,
     params: &MineParams,
 ) -> Result<()> {
-    let names = if params.stats == Stats::None as u32 {
-        ["mine_f32", "mine_f16", "mine_bf16"]
-    } else {
-        ["mine_stats_f32", "mine_stats_f16", "mine_stats_bf16"]
+    let kernel = if params.stats == Stats::None as u32 { &MINE } else { &MINE_STATS };
+    let select = if params.select == Select::Pair as u32 { Select::Pair } else { Select::Negatives };
+    let plan = sweep_plan(kernels, dtype, select, [params.n as usize, params.m as usize], params.d as usize);
+    debug_assert_eq!([plan.splits.rows, plan.splits.cols], [params.row_splits as usize, params.col_splits as usize]);
+    let operand = |ptr, ld: i64, inv| Operand {
+        ptr,
+        row_stride: ld as usize,
+        batch_stride: 0,
+        inv,
+        inv_batch_stride: 0,
     };
-    let grid = if params.select == Select::Pair as u32 {
-        (tiles(params.n.max(params.m) as usize) as u32, 1, 1)
-    } else {
-        (params.col_splits, params.row_splits, 1)
-    };
-    // SAFETY: the kernel takes these parameters, whose addresses are valid by the caller's promise.
-    unsafe { launch(kernels, stream, by_dtype(dtype, names), grid, TILE_BLOCK, TILE_SHARED_BYTES, params) }
+    let operands = [operand(params.x, params.ldx, params.inv_x), operand(params.y, params.ldy, params.inv_y)];
+    // SAFETY: the kernels take these parameters, whose addresses are valid by the caller's promise.
+    unsafe { launch_tiles(kernels, stream, kernel, &plan, operands, params) }
 }
 
 /// Where the merged results of one direction go: device addresses, 0 for what is not wanted.
@@ -140,7 +172,6 @@ pub(crate) struct Mining {
     n: usize,
     m: usize,
     d: usize,
-    splits: Splits,
     select: Select,
     stats: Stats,
     row_parts: Region,
@@ -150,24 +181,23 @@ pub(crate) struct Mining {
 impl Mining {
     /// `stats` is [`Stats::None`] or [`Stats::Second`]: the others need the pairs' smallest similarity.
     pub(crate) fn plan(layout: &mut Layout, [x, y]: [&RawMat; 2], select: Select, stats: Stats) -> Result<Self> {
-        let splits = match select {
+        let room = match select {
             Select::Pair => Splits { rows: 1, cols: 1 },
-            _ => Splits::new(x.rows, y.rows),
+            _ => Splits::room(x.rows, y.rows),
         };
         Ok(Self {
             dtype: x.dtype,
             n: x.rows,
             m: y.rows,
             d: x.cols,
-            splits,
             select,
             stats,
-            row_parts: layout.take::<u32>(&[stats.planes(), splits.cols, x.rows])?,
-            col_parts: layout.take::<u32>(&[stats.planes(), splits.rows, y.rows])?,
+            row_parts: layout.take::<u32>(&[stats.planes(), room.cols, x.rows])?,
+            col_parts: layout.take::<u32>(&[stats.planes(), room.rows, y.rows])?,
         })
     }
 
-    fn sweep(&self, base: u64, [x, y]: [Operand; 2], [row_groups, col_groups]: [u64; 2], pos: u64) -> MineParams {
+    fn sweep(&self, splits: Splits, base: u64, [x, y]: [Operand; 2], [row_groups, col_groups]: [u64; 2], pos: u64) -> MineParams {
         MineParams {
             x: x.ptr,
             y: y.ptr,
@@ -184,8 +214,8 @@ impl Mining {
             n: self.n as u32,
             m: self.m as u32,
             d: self.d as u32,
-            row_splits: self.splits.rows as u32,
-            col_splits: self.splits.cols as u32,
+            row_splits: splits.rows as u32,
+            col_splits: splits.cols as u32,
             pmin_count: 0,
             select: self.select as u32,
             stats: self.stats as u32,
@@ -194,7 +224,7 @@ impl Mining {
         }
     }
 
-    fn merge(&self, base: u64, rows: MergeTo, cols: MergeTo) -> MineMergeParams {
+    fn merge(&self, splits: Splits, base: u64, rows: MergeTo, cols: MergeTo) -> MineMergeParams {
         MineMergeParams {
             row_parts: self.row_parts.at(base),
             col_parts: self.col_parts.at(base),
@@ -208,8 +238,8 @@ impl Mining {
             col_rank: cols.rank,
             n: self.n as u32,
             m: self.m as u32,
-            row_splits: self.splits.rows as u32,
-            col_splits: self.splits.cols as u32,
+            row_splits: splits.rows as u32,
+            col_splits: splits.cols as u32,
             stats: self.stats as u32,
             pad_: 0,
         }
@@ -234,10 +264,11 @@ impl Mining {
         if self.n == 0 && self.m == 0 {
             return Ok(());
         }
-        let sweep = self.sweep(base, operands, groups, pos);
+        let splits = sweep_plan(kernels, self.dtype, self.select, [self.n, self.m], self.d).splits;
+        let sweep = self.sweep(splits, base, operands, groups, pos);
         // Two extents of less than 2^31 make less than 2^24 blocks.
         let blocks = (self.n + self.m).div_ceil(MERGE_BLOCK as usize) as u32;
-        let merge = self.merge(base, rows, cols);
+        let merge = self.merge(splits, base, rows, cols);
         // SAFETY: all addresses are valid for the plan's extents, by the caller's promise.
         unsafe {
             launch_sweep(kernels, stream, self.dtype, &sweep)?;
