@@ -37,7 +37,9 @@ constexpr int kPipelineBytes = kStages * kStageBytes;
 constexpr int kScratchBytes = 28672;
 constexpr int kGroupSharedBytes = kPipelineBytes + kScratchBytes + 1024;  // barriers, and up to 1008 bytes to align the rest
 static_assert(kGroupSharedBytes == (kTileCols == 128 ? 226304 : 177152), "keep in step with src/cuda/plan.rs");
-// 168 registers per thread at launch: 40 for those that copy leave 232 for those that multiply.
+// Registers of a thread at launch; 40 for those that copy then leave 232 for those that multiply. Given by __maxnreg__, which
+// setmaxnreg asks for, and not by __launch_bounds__.
+constexpr uint32_t kLaunchRegisters = 168;
 constexpr uint32_t kCopierRegisters = 40;
 constexpr uint32_t kHolderRegisters = 232;
 
