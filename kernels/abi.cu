@@ -304,7 +304,7 @@ __device__ __forceinline__ void put_constants(Writer& w) {
     w.put(sizeof(TopKEntry));
     w.put(kTopKPlanes);
     for (uint32_t code : {kSelectNegatives, kSelectGroup, kSelectPair}) w.put(code);
-    for (uint32_t code : {kStatsNone, kStatsSecond, kStatsLin, kStatsSig}) w.put(code);
+    for (uint32_t code : {kStatsKeys, kStatsNone, kStatsSecond, kStatsLin, kStatsSig}) w.put(code);
     for (uint32_t code : {kTripletCon, kTripletHinge, kTripletNca, kTripletCir}) w.put(code);
     for (uint32_t code : {kPairCon, kPairLin, kPairSig, kPairLinMs, kPairSigMs}) w.put(code);
     for (uint32_t count : {kSetPlanes, kRowPlanes, kColPlanes, kPairLines, kPairFinish, kPairZeroed, kWaveSums}) w.put(count);

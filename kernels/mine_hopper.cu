@@ -5,8 +5,7 @@
 // Needs   sm_90a.
 #define SIMGRAD_GROUP_TILE 128
 #define SIMGRAD_GROUP_STEP 2
-#include "common/group_tile.cuh"
-#include "common/mine.cuh"
+#include "common/mine_groups.cuh"
 
 #define MINE(SUFFIX, T) \
     extern "C" __global__ void __cluster_dims__(1, kClusterBlocks, 1) __maxnreg__(kLaunchRegisters) \

@@ -4,8 +4,7 @@
 //         kGroupSharedBytes of dynamic shared memory.
 // Needs   sm_90a.
 #define SIMGRAD_GROUP_TILE 64
-#include "common/group_tile.cuh"
-#include "common/mine.cuh"
+#include "common/mine_groups.cuh"
 
 #define MINE_SMALL(NAME, T, STATS) \
     extern "C" __global__ void __maxnreg__(kLaunchRegisters) \

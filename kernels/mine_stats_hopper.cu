@@ -3,8 +3,7 @@
 // Launch  as mine_hopper.
 // Needs   sm_90a.
 #define SIMGRAD_GROUP_TILE 128
-#include "common/group_tile.cuh"
-#include "common/mine.cuh"
+#include "common/mine_groups.cuh"
 
 #define MINE_STATS(SUFFIX, T) \
     extern "C" __global__ void __cluster_dims__(1, kClusterBlocks, 1) __maxnreg__(kLaunchRegisters) \
