@@ -14,6 +14,7 @@
 #include "params/abi.h"
 #include "params/cosine_matrix.h"
 #include "params/goal.h"
+#include "params/goal_small.h"
 #include "params/memory_bank.h"
 #include "params/mine.h"
 #include "params/mined_triplet.h"
@@ -55,7 +56,7 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
     {
         using S = PrepareParams;
         w.put(sizeof(S));
-        F(x) F(y) F(pmin) F(zeroed) F(zeroed_len) F(d) F(normalize) F(pad_)
+        F(x) F(y) F(pmin) F(zeroed) F(cleared) F(zeroed_len) F(d) F(normalize) F(pad_)
     }
     {
         using S = RowNormsParams;
@@ -109,6 +110,11 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         using S = GoalParams;
         w.put(sizeof(S));
         F(it) F(ti) F(pos) F(pmin) F(tickets) F(report) F(objective) F(factor) F(n) F(pmin_count) F(stats) F(pad_)
+    }
+    {
+        using S = GoalSmallParams;
+        w.put(sizeof(S));
+        F(goal) F(gather) F(pairs) F(row_warps) F(report_blocks) F(pad_)
     }
     {
         using S = MineParams;
@@ -296,6 +302,7 @@ __device__ __forceinline__ void put_constants(Writer& w) {
     w.put(kGoalSplits);
     w.put(kGoalTickets);
     w.put(kDetailPlanes);
+    for (uint32_t count : {kSmallPairs, kSmallRows, kSmallThreads}) w.put(count);
     w.put(sizeof(ReportPart));
     w.put(kTile);
     w.put(kTileThreads);

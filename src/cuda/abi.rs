@@ -8,6 +8,7 @@ use super::goal;
 use super::goal_detail;
 use super::goal_params::{GoalParams, GoalSide, ObjectiveParams, ReportPart};
 use super::goal_plan;
+use super::goal_small::{self, GoalSmallParams};
 use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::memory_bank::BankPushParams;
@@ -60,6 +61,7 @@ pub fn host_layout() -> Vec<u32> {
         &step_report(),
         GoalSide::LAYOUT,
         GoalParams::LAYOUT,
+        GoalSmallParams::LAYOUT,
         MineParams::LAYOUT,
         MineMergeParams::LAYOUT,
         CosineMatrixParams::LAYOUT,
@@ -173,6 +175,9 @@ fn constants() -> Vec<u32> {
         plan::MAX_SPLITS as u32,
         goal_plan::TICKETS as u32,
         goal_detail::DETAIL_PLANES as u32,
+        goal_small::PAIRS as u32,
+        goal_small::ROWS as u32,
+        goal_small::THREADS as u32,
         size_of::<ReportPart>() as u32,
         plan::TILE as u32,
         plan::TILE_BLOCK,

@@ -26,6 +26,7 @@ mod goal;
 mod goal_detail;
 mod goal_params;
 mod goal_plan;
+mod goal_small;
 mod host_evaluation;
 mod host_memory;
 mod host_mined_triplet;
@@ -72,9 +73,10 @@ mod workspace;
 pub use compiled_expression::CompiledExpression;
 pub use cosine_matrix::{cosine_matrix, cosine_matrix_workspace_bytes};
 pub use descriptor::{RawBatch, RawBuf, RawMat};
-pub use goal::{DeviceGroups, DeviceStepOptions, GOAL_STEP_LAUNCHES, goal_step, goal_step_detail};
+pub use goal::{DeviceGroups, DeviceStepOptions, goal_step, goal_step_detail};
 pub use goal_detail::{goal_detail_from_words, goal_detail_len};
 pub use goal_plan::goal_step_workspace_bytes;
+pub use goal_small::goal_step_launches;
 pub use kernels::Kernels;
 pub use memory_bank::{DeviceBankColumns, DeviceMemoryBank};
 pub use mine::{DeviceHardest, DeviceMineOptions, DeviceMined, mine, mine_workspace_bytes};
@@ -109,6 +111,8 @@ pub use workspace::WORKSPACE_ALIGN;
 pub mod raw {
     pub use super::cosine_matrix::{RawCosineMatrix, cosine_matrix_raw as cosine_matrix};
     pub use super::gather::RawUpstream;
+    #[doc(hidden)]
+    pub use super::goal::goal_step_in_four_raw as goal_step_in_four;
     pub use super::goal::goal_step_raw as goal_step;
     pub use super::goal_plan::{RawGoalStep, RawGroups};
     pub use super::mine::{RawHardest, RawMine, mine_raw as mine};
