@@ -87,6 +87,7 @@ pub use pairwise_mixture::{
     pairwise_mixture_workspace_bytes,
 };
 pub use pairwise_plan::{PAIRWISE_WAVE_BYTES, pairwise_single_workspace_bytes, pairwise_workspace_bytes};
+pub use plan::{PLANNED_MULTIPROCESSORS, PlanDevice, Scheme, Splits, SweepKernel, SweepPlan, SweepShape};
 pub use positive_ranks::{DeviceRelevant, positive_ranks, positive_ranks_workspace_bytes};
 pub use probe::{DeviceFacts, driver_present, open_context};
 pub use ranks::{DeviceRanksOptions, ranks, ranks_workspace_bytes};
