@@ -17,7 +17,7 @@ pub(crate) const COLUMNS: usize = 8;
 pub(crate) const MAX_THREADS: usize = 256;
 const WARP: usize = 32;
 
-const KERNELS: GradientKernels = GradientKernels {
+pub(super) const KERNELS: GradientKernels = GradientKernels {
     f32: "weighted_grad_f32_f32",
     f16: ["weighted_grad_f16_f16", "weighted_grad_f16_f32"],
     bf16: ["weighted_grad_bf16_bf16", "weighted_grad_bf16_f32"],
@@ -171,7 +171,7 @@ impl Gather {
 }
 
 /// Threads for rows of `d` columns: whole warps, no more than the row has work for.
-fn threads(d: usize) -> u32 {
+pub(super) fn threads(d: usize) -> u32 {
     d.div_ceil(COLUMNS).next_multiple_of(WARP).clamp(WARP, MAX_THREADS) as u32
 }
 
