@@ -104,7 +104,7 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         using S = GoalSide;
         w.put(sizeof(S));
         F(parts) F(inv) F(anchor_groups) F(other_groups) F(positive) F(negative) F(index) F(list) F(spare) F(offsets)
-        F(blocks) F(total) F(detail) F(skip) F(splits) F(pad_)
+        F(blocks) F(total) F(detail) F(skip) F(splits) F(unit)
     }
     {
         using S = GoalParams;

@@ -125,7 +125,7 @@ struct KeyMiner {
 #pragma unroll
         for (int h = 0; h < kJoinedCols; ++h) {
             const uint32_t col = col0 + thread.joined_col(h);
-            before[h] = col < p.m ? load_relaxed(col_key(col)) : ~uint64_t(0);
+            before[h] = col < p.m && p.col_parts != nullptr ? load_relaxed(col_key(col)) : ~uint64_t(0);
         }
         scale_tile(acc, thread, p.inv_x, p.inv_y, row0, col0, p.n, p.m);
         TileBits bits = ~TileBits(0);
@@ -134,6 +134,7 @@ struct KeyMiner {
                          row0 + kTile <= p.n && col0 + kTileCols <= p.m;
         if (!all) {
             if (on_diagonal(row0, col0) && p.pos != nullptr) write_pairs(p, thread, acc, row0, col0);
+            if (p.row_parts == nullptr) return;
             bits = mining_candidates(p, thread, row0, col0);
             neg_inf = mask(acc, bits);
         }
@@ -156,7 +157,8 @@ struct KeyMiner {
     }
 };
 
-// Values and indices of all lines of the block's tiles, raised in the keys at row_parts and col_parts, which are 0 before.
+// Values and indices of all lines of the block's tiles, raised in the keys at row_parts and col_parts, which are 0 before. Null
+// with kSelectPair: only the similarities of the pairs are wanted.
 template <typename Sweep>
 __device__ __forceinline__ void mine_keys(const MineParams& p, Sweep& sweep, const TileRect& rect) {
     RowBest best{neg_infinity(), -1};

@@ -142,7 +142,13 @@ pub(crate) fn sweep_plan(kernels: &Kernels, dtype: DType, select: Select, [n, m]
     }
 }
 
-/// Enqueues one sweep over matrices of type `dtype`, with the splits of its [`sweep_plan`]. At least one of them has a row.
+/// What a kernel of `plan` makes of `stats`.
+pub(crate) fn collected(plan: &SweepPlan, stats: Stats) -> Stats {
+    if stats == Stats::None && plan.scheme != Scheme::WarpMma { Stats::Keys } else { stats }
+}
+
+/// Enqueues one sweep over matrices of type `dtype`, with the splits of its [`sweep_plan`], for what is
+/// [`collected`]. At least one of them has a row.
 ///
 /// # Safety
 /// Every address in `params` is valid on the stream's device for the extent that `kernels/params/mine.h` states.
@@ -156,6 +162,12 @@ pub(crate) unsafe fn launch_sweep(
     let select = if params.select == Select::Pair as u32 { Select::Pair } else { Select::Negatives };
     let plan = sweep_plan(kernels, dtype, select, [params.n as usize, params.m as usize], params.d as usize);
     debug_assert_eq!([plan.splits.rows, plan.splits.cols], [params.row_splits as usize, params.col_splits as usize]);
+    let mut params = *params;
+    if plan.scheme != Scheme::WarpMma && params.stats == Stats::None as u32 {
+        // Only the similarities of pairs are wanted by a caller that has no keys.
+        debug_assert!(select == Select::Pair);
+        (params.row_parts, params.col_parts) = (0, 0);
+    }
     let operand = |ptr, ld: i64, inv| Operand {
         ptr,
         row_stride: ld as usize,
@@ -165,7 +177,7 @@ pub(crate) unsafe fn launch_sweep(
     };
     let operands = [operand(params.x, params.ldx, params.inv_x), operand(params.y, params.ldy, params.inv_y)];
     // SAFETY: the kernels take these parameters, whose addresses are valid by the caller's promise.
-    unsafe { launch_tiles(kernels, stream, kernel, &plan, operands, params) }
+    unsafe { launch_tiles(kernels, stream, kernel, &plan, operands, &params) }
 }
 
 /// Where the merged results of one direction go: device addresses, 0 for what is not wanted.
@@ -211,17 +223,11 @@ impl Mining {
         })
     }
 
-    /// Whether the plan's kernel makes keys.
-    fn keyed(&self, plan: &SweepPlan) -> bool {
-        self.stats == Stats::None && plan.scheme != Scheme::WarpMma
-    }
-
     /// What is collected by the kernel of `plan`, and where it goes; `keys` is the address of the cleared words.
     fn parts(&self, plan: &SweepPlan, base: u64, keys: u64) -> (Stats, [u64; 2]) {
-        if self.keyed(plan) {
-            (Stats::Keys, [keys, keys + (self.n * size_of::<u64>()) as u64])
-        } else {
-            (self.stats, [self.row_parts.at(base), self.col_parts.at(base)])
+        match collected(plan, self.stats) {
+            Stats::Keys => (Stats::Keys, [keys, keys + (self.n * size_of::<u64>()) as u64]),
+            stats => (stats, [self.row_parts.at(base), self.col_parts.at(base)]),
         }
     }
 

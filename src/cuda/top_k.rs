@@ -25,7 +25,7 @@ use crate::top_k::{Fallback, Pick, TopKOptions};
 pub(super) const OP: &str = "mine_top_k";
 
 /// Threads of a block of `mine_top_k_merge`.
-const MERGE_BLOCK: u32 = 128;
+pub(super) const MERGE_BLOCK: u32 = 128;
 
 /// Outputs of one direction of [`raw::mine_top_k`](super::raw::mine_top_k).
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +89,7 @@ struct Lists {
 }
 
 /// Places per anchor for what is left out before a sample is drawn, and for the best of the rest.
-fn places(options: &TopKOptions<'_>, candidates: usize) -> (usize, usize) {
+pub(super) fn places(options: &TopKOptions<'_>, candidates: usize) -> (usize, usize) {
     let (skip, k) = (options.skip.min(candidates), options.k.min(candidates).max(1));
     if options.pick == Pick::Hardest { (0, skip + k) } else { (skip, k) }
 }
