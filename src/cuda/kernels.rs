@@ -105,7 +105,8 @@ impl Kernels {
     }
 
     /// What plans need to know of the context's device.
-    pub(crate) fn plan_device(&self) -> PlanDevice {
+    #[doc(hidden)]
+    pub fn plan_device(&self) -> PlanDevice {
         let forced = *self.inner.forced.lock().unwrap_or_else(PoisonError::into_inner);
         PlanDevice { forced, ..PlanDevice::of(self.device()) }
     }
