@@ -104,7 +104,7 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         using S = GoalSide;
         w.put(sizeof(S));
         F(parts) F(inv) F(anchor_groups) F(other_groups) F(positive) F(negative) F(index) F(list) F(spare) F(offsets)
-        F(blocks) F(total) F(detail) F(skip) F(splits) F(pad_)
+        F(blocks) F(total) F(detail) F(skip) F(splits) F(unit)
     }
     {
         using S = GoalParams;
@@ -311,7 +311,7 @@ __device__ __forceinline__ void put_constants(Writer& w) {
     w.put(sizeof(TopKEntry));
     w.put(kTopKPlanes);
     for (uint32_t code : {kSelectNegatives, kSelectGroup, kSelectPair}) w.put(code);
-    for (uint32_t code : {kStatsNone, kStatsSecond, kStatsLin, kStatsSig}) w.put(code);
+    for (uint32_t code : {kStatsKeys, kStatsNone, kStatsSecond, kStatsLin, kStatsSig}) w.put(code);
     for (uint32_t code : {kTripletCon, kTripletHinge, kTripletNca, kTripletCir}) w.put(code);
     for (uint32_t code : {kPairCon, kPairLin, kPairSig, kPairLinMs, kPairSigMs}) w.put(code);
     for (uint32_t count : {kSetPlanes, kRowPlanes, kColPlanes, kPairLines, kPairFinish, kPairZeroed, kWaveSums}) w.put(count);

@@ -3,8 +3,8 @@
 //   T, w+, w-  eqs. 5 to 8, docs/maths.md;  dX, dY  eqs. 9 and 2b
 //   row i of dX: its pair, the hardest negative of x_i, the y_j of which x_i is the hardest negative, j ascending; dY likewise
 //
-//   goal    parts (planes, splits, n) 4-byte words from mine_*;  pos, inv (n) f32;  groups (n) i64 or null;
-//           detail (10, n) words or null;  tickets u32, 0 on entry;  blocks (ceil(n / 32)) per direction
+//   goal    parts from mine_*: (planes, splits, n) 4-byte words, or with kStatsKeys (n) keys and one split;  pos, inv (n) f32;
+//           groups (n) i64 or null;  detail (10, n) words or null;  tickets u32, 0 on entry;  blocks (ceil(n / 32)) per direction
 //   gather  own, other (n, d) T: f32 | f16 | bf16, base and rows aligned to 16 bytes;  out (n, d) G: T or f32, any stride;
 //           overflow u32, 0 on entry
 //   Outputs must not alias anything.
@@ -57,12 +57,17 @@ struct Shared {
     bool last;
 };
 
-// The split whose candidates include number `candidate` of n: the tiles of 128 are dealt out as in part_begin(),
-// common/tile.cuh.
-__device__ __forceinline__ uint32_t split_of(uint32_t candidate, uint32_t n, uint32_t splits) {
-    constexpr uint32_t kCandidates = 128;
-    const uint32_t tiles = (n + kCandidates - 1) / kCandidates;
-    return ((candidate / kCandidates + 1) * splits - 1) / tiles;
+// The split whose candidates include number `candidate` of n: the tiles are dealt out as in part_begin(),
+// common/tile_layout.cuh.
+__device__ __forceinline__ uint32_t split_of(const GoalSide& s, uint32_t n, uint32_t candidate) {
+    const uint32_t tiles = (n + s.unit - 1) / s.unit;
+    return ((candidate / s.unit + 1) * s.splits - 1) / tiles;
+}
+
+// The candidate that split `split` found for an anchor, ~0 without one.
+__device__ __forceinline__ uint32_t chosen_by(const GoalSide& s, uint32_t n, uint32_t split, uint32_t anchor, uint32_t stats) {
+    if (stats == kStatsKeys) return uint32_t(line_of_key(reinterpret_cast<const uint64_t*>(s.parts)[anchor]).index);
+    return s.parts[(size_t(s.splits) + split) * n + anchor];  // plane 1, (n)
 }
 
 // As merged_line(), but several loads are under way at a time.
@@ -84,6 +89,7 @@ __device__ __forceinline__ LineState merged_ahead(const GoalSide& s, uint32_t n,
 // Mostly it is not, and the values alone tell.
 __device__ __forceinline__ LineState state_if_best(const GoalSide& s, uint32_t n, uint32_t anchor, uint32_t split,
                                                    uint32_t chosen, const StatsRule& rule) {
+    if (rule.stats == kStatsKeys) return load_line(s.parts, 1, n, 0, anchor, kStatsKeys);
     const float* values = reinterpret_cast<const float*>(s.parts) + anchor;  // plane 0, every n words
     const float own = values[size_t(split) * n];
     bool best = true;
@@ -134,8 +140,8 @@ __device__ __forceinline__ void find_chosen(const GoalSmallParams& params, uint3
             const uint32_t at = first + k * warps;
             const GoalSide& s = at < words ? p.ti : p.it;
             const uint32_t anchor = (at < words ? at : at - words) * kWarpSize + lane_id();
-            const size_t split = size_t(s.splits) + split_of(t0, p.n, s.splits);  // plane 1
-            row[k] = at < 2 * words && anchor < p.n ? s.parts[split * p.n + anchor] - t0 : ~0u;
+            const bool inside = at < 2 * words && anchor < p.n;
+            row[k] = inside ? chosen_by(s, p.n, split_of(s, p.n, t0), anchor, p.stats) - t0 : ~0u;
         }
 #pragma unroll
         for (uint32_t k = 0; k < kAhead; ++k) {
@@ -159,7 +165,7 @@ __device__ __forceinline__ void find_anchors(const GoalParams& p, const GoalSide
                                              const uint32_t (&chosen)[kSmallRows / 2][kWords], uint16_t* list, float* weight,
                                              Row* rows) {
     const uint32_t below = (1u << lane_id()) - 1;
-    const uint32_t split = split_of(t0, p.n, s.splits);
+    const uint32_t split = split_of(s, p.n, t0);
     // First all that chose one of the rows in this split, with the row beside them.
     uint32_t count = 0;
     for (uint32_t r = 0; r < pairs; ++r) {
@@ -224,7 +230,7 @@ __device__ __forceinline__ void report(const GoalSmallParams& params, Shared& sh
         const uint32_t i = chunk * kWarpSize + lane_id();
         ReportPart part{};
         if (i < p.n) {
-            const LineState line = merged_ahead(s, p.n, i, {kStatsNone, 0.0f, 0.0f});
+            const LineState line = merged_ahead(s, p.n, i, {min(p.stats, kStatsNone), 0.0f, 0.0f});
             const float positive = p.pos[i];
             const float triplet = line.index >= 0 ? triplet_weight(p.objective, positive, line.value) : 0.0f;
             part = anchor_report(p, line, positive, s.inv[i], triplet);

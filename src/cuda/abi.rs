@@ -185,7 +185,7 @@ fn constants() -> Vec<u32> {
     ];
     out.extend([top_k_params::MERGED, top_k_params::ENTRY_BYTES, top_k_params::PLANES].map(|v| v as u32));
     out.extend([Select::Negatives, Select::Group, Select::Pair].map(|s| s as u32));
-    out.extend([Stats::None, Stats::Second, Stats::Lin, Stats::Sig].map(|s| s as u32));
+    out.extend([Stats::Keys, Stats::None, Stats::Second, Stats::Lin, Stats::Sig].map(|s| s as u32));
     let all = Objective::all();
     out.extend((0..4).map(|triplet| ObjectiveParams::new(&all[5 * triplet]).triplet));
     out.extend((0..5).map(|pair| ObjectiveParams::new(&all[pair]).pair));

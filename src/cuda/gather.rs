@@ -17,7 +17,7 @@ pub(crate) const COLUMNS: usize = 8;
 pub(crate) const MAX_THREADS: usize = 256;
 const WARP: usize = 32;
 
-const KERNELS: GradientKernels = GradientKernels {
+pub(super) const KERNELS: GradientKernels = GradientKernels {
     f32: "weighted_grad_f32_f32",
     f16: ["weighted_grad_f16_f16", "weighted_grad_f16_f32"],
     bf16: ["weighted_grad_bf16_bf16", "weighted_grad_bf16_f32"],

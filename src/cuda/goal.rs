@@ -7,7 +7,8 @@ use super::goal_plan::{OP, Plan, RawGoalStep, Step, blocks, check_arguments};
 use super::goal_small;
 use super::kernels::Kernels;
 use super::launch::launch;
-use super::mine::launch_sweep;
+use super::mine::{Select, launch_sweep, sweep_plan};
+use super::plan::Scheme;
 use super::scope::Scope;
 use super::tensor::{Binder, DeviceElement, DeviceMat, DeviceMatMut};
 use super::weighted_grad::Upstream;
@@ -58,7 +59,10 @@ unsafe fn enqueue_plan(
 ) -> Result<()> {
     kernels.check_stream(OP, stream)?;
     let n = a.x.rows;
-    let step = Step { a, plan, base: a.workspace.ptr };
+    let sweep = sweep_plan(kernels, a.x.dtype, Select::Negatives, [n, n], a.x.cols);
+    // The last kernel of three looks for candidates by tiles dealt one after the other.
+    let small = small && sweep.scheme != Scheme::GroupMma;
+    let step = Step { a, plan, base: a.workspace.ptr, sweep };
     let (gather, finalize) = (step.gather(), step.finalize());
     let scope = Scope::enter(OP, stream.context())?;
     // SAFETY: the extents were checked, the regions of the workspace are disjoint, the pointers are valid by the

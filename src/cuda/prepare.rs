@@ -146,6 +146,17 @@ impl Side {
         self.count() > 0 && (self.staged.is_some() || self.inv.is_some())
     }
 
+    /// Bytes that the kernel reads and writes.
+    fn traffic(&self, d: usize) -> [f64; 2] {
+        if !self.needed() {
+            return [0.0; 2];
+        }
+        let (count, size) = (self.count() as f64, self.source.dtype.size() as f64);
+        let staged = self.staged.map_or(0.0, |(_, row_stride)| row_stride as f64 * size);
+        let words = [self.inv.is_some(), self.exponent.is_some()].map(|word| f64::from(u8::from(word)) * 4.0);
+        [count * d as f64 * size, count * (staged + words[0] + words[1])]
+    }
+
     fn params(&self, base: u64) -> PrepareSide {
         let at = |region: Option<Region>| region.map_or(0, |r| r.at(base));
         let s = &self.source;
@@ -211,6 +222,18 @@ impl Prepare {
     /// Whether there is anything to launch.
     pub(crate) fn needed(&self) -> bool {
         self.x.needed() || self.y.needed() || self.pmin.is_some() || self.zeroed.is_some()
+    }
+
+    /// Blocks of the kernel, and the bytes that it reads and writes; `None` if there is nothing to launch.
+    pub(crate) fn traffic(&self) -> Option<(u32, f64, f64)> {
+        let [x, y] = [self.x.traffic(self.d), self.y.traffic(self.d)];
+        let words = self.pmin(0).1 as usize + self.zeroed.map_or(0, |(_, len)| len);
+        self.needed().then(|| (self.blocks(), x[0] + y[0], x[1] + y[1] + (words * size_of::<u32>()) as f64))
+    }
+
+    /// Whether the tile kernels multiply similarities by a word of every row.
+    pub(crate) fn scaled(&self) -> bool {
+        self.x.scaled
     }
 
     fn blocks(&self) -> u32 {
