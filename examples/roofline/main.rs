@@ -9,12 +9,13 @@ mod counters;
 mod cpu;
 mod device;
 mod numbers;
+mod table;
 mod text;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use cases::{CONFIGURATIONS, Case, Op};
+use cases::{Case, Op};
 use clap::{Parser, ValueEnum};
 use common::{Failure, Outcome, say};
 use device::Device;
@@ -108,18 +109,8 @@ fn write_between(path: &Path, [begin, end]: [&str; 2], table: &str) -> Outcome<(
     let (Some(from), Some(to)) = (from, to) else {
         return Err(Failure::file(path, format!("expected the markers {begin} and {end}")));
     };
-    let text = format!("{}\n{table}{}", &file[..from], &file[to..]);
+    let text = format!("{}\n\n{table}\n{}", &file[..from], &file[to..]);
     std::fs::write(path, text).map_err(|e| Failure::file(path, e))
-}
-
-fn table(device: PlanDevice) -> Outcome<String> {
-    let mut table = format!("{}\n{}", "", text::TABLE_HEAD);
-    for configuration in &CONFIGURATIONS {
-        let plan = configuration.case.plan(device)?;
-        table += &text::table_row(configuration, &plan, &Ceilings::H200);
-    }
-    table += &format!("\nCeilings: {}.\n", Ceilings::H200.source);
-    Ok(table)
 }
 
 /// Runs the case once and reads what was counted meanwhile.
@@ -138,7 +129,7 @@ fn counted_table(device: &Device) -> Outcome<String> {
     if !device.emulated {
         return Err(Failure::option("counted", "the device is real, and does not count"));
     }
-    let mut table = format!("\n{}", text::COUNTED_HEAD);
+    let mut table = text::COUNTED_HEAD.to_owned();
     for (_, op) in Op::ALL {
         if op == Op::Lse {
             continue;
@@ -208,7 +199,7 @@ fn run() -> Outcome<()> {
             Which::A100 => PlanDevice::A100,
             Which::Present => Device::open()?.facts(),
         };
-        let table = table(facts)?;
+        let table = table::table(facts)?;
         return match &args.write_docs {
             Some(path) => write_between(path, TABLES[0], &table),
             None => {

@@ -4,38 +4,10 @@ use std::fmt::Write;
 
 use simgrad::cuda::{Ceilings, Floor, Plan};
 
-use crate::cases::Configuration;
 use crate::counters::Row;
 use crate::cpu::CpuCeilings;
 use crate::device::Clock;
-
-/// Three digits and a unit.
-fn scaled(value: f64, units: &[&str]) -> String {
-    let (mut value, mut at) = (value, 0);
-    while value >= 999.5 && at + 1 < units.len() {
-        value /= 1000.0;
-        at += 1;
-    }
-    let digits = match value {
-        v if v >= 99.95 || v == 0.0 => 0,
-        v if v >= 9.995 => 1,
-        _ => 2,
-    };
-    format!("{value:.digits$} {}", units[at])
-}
-
-/// A time.
-pub fn seconds(value: f64) -> String {
-    scaled(value * 1e9, &["ns", "µs", "ms", "s"])
-}
-
-fn bytes(value: f64) -> String {
-    scaled(value, &["B", "kB", "MB", "GB", "TB"])
-}
-
-fn operations(value: f64) -> String {
-    scaled(value, &["flop", "kflop", "Mflop", "Gflop", "Tflop"])
-}
+use crate::table::{bytes, operations, seconds};
 
 /// The floor of a plan with the times that it is made of.
 pub fn floor(plan: &Plan, ceilings: &Ceilings) -> String {
@@ -131,39 +103,6 @@ pub fn measured_cpu(clock: &Clock, products: f64, plan: &Plan, ceilings: &CpuCei
         seconds(clock.low),
         seconds(clock.high),
         clock.median / least
-    )
-}
-
-/// The head of the table of all configurations.
-pub const TABLE_HEAD: &str = "\
-| # | operation | floor: operations | bytes | launches | at least | bound by | plan: launches | sweep | modelled bytes | at its ceilings | / floor |
-| --: | --- | --: | --: | --: | --: | --- | --: | --- | --: | --: | --: |
-";
-
-/// A row of the table of all configurations; all derived.
-pub fn table_row(configuration: &Configuration, plan: &Plan, ceilings: &Ceilings) -> String {
-    let (least, bound) = plan.floor.seconds(ceilings);
-    let time = plan.seconds_at(ceilings);
-    let sweep = plan.launches.iter().find_map(|launch| launch.sweep).map_or("none".to_owned(), |sweep| {
-        let efficiency = 100.0 * sweep.tail_efficiency(plan.device.multiprocessors);
-        let (x, y, _) = sweep.grid;
-        let grid = if y > 1 { format!("{x} × {y}") } else { x.to_string() };
-        format!("{:?}, {grid} blocks, {efficiency:.0} % busy", sweep.scheme)
-    });
-    let note = if configuration.note.is_empty() { String::new() } else { format!("; {}", configuration.note) };
-    format!(
-        "| {} | {}: `{}`{note} | {} | {} | {} | {} | {bound} | {} | {sweep} | {} | {} | {:.2} |\n",
-        configuration.number,
-        configuration.title,
-        configuration.case.text(),
-        operations(plan.floor.operations),
-        bytes(plan.floor.bytes),
-        plan.floor.launches,
-        seconds(least),
-        plan.launches.len(),
-        plan.totals().modelled_bytes.map_or("-".to_owned(), bytes),
-        seconds(time),
-        time / least
     )
 }
 
