@@ -1,7 +1,10 @@
 //! Compiles every `kernels/<name>.cu` to `$OUT_DIR/<name>.fatbin` with nvcc.
 //!
+//! Files `<name>_hopper.cu` use what only sm_90a has. They are compiled for it alone, and only if it is among the targets.
+//!
 //! Three outcomes:
-//! * nvcc works: `cfg(has_kernels)` is set, and `SIMGRAD_BUILT_ARCHS` says what was built (`sm_80, compute_80, sm_90a`);
+//! * nvcc works: `cfg(has_kernels)` is set, `cfg(has_hopper_kernels)` too if sm_90a is a target, and `SIMGRAD_BUILT_ARCHS`
+//!   says what was built (`sm_80, compute_80, sm_90a`);
 //! * no nvcc: one warning, no `has_kernels`, an empty `SIMGRAD_BUILT_ARCHS`; an error with `SIMGRAD_REQUIRE_NVCC=1`;
 //! * an nvcc that fails: an error with the command and its output.
 
@@ -68,9 +71,12 @@ fn run() -> Result<String, String> {
     match discovery::find_nvcc(&vars)? {
         Some(nvcc) => {
             println!("cargo:rerun-if-changed={}", nvcc.display());
-            let built = build(&nvcc, &package, &out)?;
+            let targets = build(&nvcc, &package, &out)?;
             println!("cargo:rustc-cfg=has_kernels");
-            Ok(built)
+            if !targets.hopper.is_empty() {
+                println!("cargo:rustc-cfg=has_hopper_kernels");
+            }
+            Ok(targets.built)
         }
         None => {
             without_nvcc(&vars, &[package, out])?;
@@ -79,7 +85,7 @@ fn run() -> Result<String, String> {
     }
 }
 
-fn build(nvcc: &Path, package: &Path, out: &Path) -> Result<String, String> {
+fn build(nvcc: &Path, package: &Path, out: &Path) -> Result<archs::Targets, String> {
     let ask = |option: &str| compile::output(nvcc, &[option.into()], package);
     let version = ask("--version")?;
     let supported = archs::Supported::read(&version, &ask("--list-gpu-code")?, &ask("--list-gpu-arch")?);
@@ -90,13 +96,13 @@ fn build(nvcc: &Path, package: &Path, out: &Path) -> Result<String, String> {
         println!("cargo:warning={warning}");
     }
     let mut options: Vec<OsString> = compile::FLAGS.iter().map(OsString::from).collect();
-    options.extend(targets.gencode.iter().map(OsString::from));
     if let Some(host_compiler) = var("NVCC_CCBIN") {
         options.extend(["-ccbin".into(), host_compiler]);
     }
     let parallel = var("NUM_JOBS").and_then(|n| n.to_str()?.parse().ok()).unwrap_or(2);
-    compile::Job { nvcc, version: &version, package, out, options, parallel }.run()?;
-    Ok(targets.built)
+    let [gencode, hopper] = [&targets.gencode, &targets.hopper].map(|list| list.iter().map(OsString::from).collect());
+    compile::Job { nvcc, version: &version, package, out, options, gencode, hopper, parallel }.run()?;
+    Ok(targets)
 }
 
 /// Nothing to compile with: say so once, and have cargo ask again when that may have changed.

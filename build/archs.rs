@@ -148,6 +148,8 @@ impl Supported {
 pub struct Targets {
     /// One `-gencode` option per architecture.
     pub gencode: Vec<String>,
+    /// Those of them that have what only sm_90a has, for the files that use it; empty: such files are not compiled.
+    pub hopper: Vec<String>,
     /// `sm_80, compute_80, sm_90a`
     pub built: String,
     /// Requested code that cannot be built, and PTX that is no way forward.
@@ -182,5 +184,7 @@ pub fn targets(list: &str, nvcc: &Supported) -> Result<Targets, String> {
             ptx[0].number
         ));
     }
-    Ok(Targets { gencode: kept.iter().map(Arch::gencode).collect(), built: built.join(", "), warnings })
+    let is_hopper = |a: &&Arch| (a.number, a.suffix) == (90, Some('a'));
+    let hopper = kept.iter().filter(is_hopper).map(Arch::gencode).collect();
+    Ok(Targets { gencode: kept.iter().map(Arch::gencode).collect(), hopper, built: built.join(", "), warnings })
 }

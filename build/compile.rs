@@ -54,6 +54,11 @@ pub fn kernels(package: &Path) -> Result<Vec<PathBuf>, String> {
     files(&dir, &is_kernel).map_err(|error| format!("cannot list {}: {error}", dir.display()))
 }
 
+/// Whether a kernel file uses what only sm_90a has: `<name>_hopper.cu`.
+fn is_hopper(file: &Path) -> bool {
+    file.file_stem().is_some_and(|name| name.to_string_lossy().ends_with("_hopper"))
+}
+
 /// One compilation of all kernels.
 pub struct Job<'a> {
     pub nvcc: &'a Path,
@@ -61,8 +66,12 @@ pub struct Job<'a> {
     pub version: &'a str,
     pub package: &'a Path,
     pub out: &'a Path,
-    /// Everything but input and output: flags, architectures, host compiler.
+    /// Everything but input, output and architectures: flags, host compiler.
     pub options: Vec<OsString>,
+    /// Architectures.
+    pub gencode: Vec<OsString>,
+    /// Architectures of the files that need sm_90a; empty: they are left out.
+    pub hopper: Vec<OsString>,
     pub parallel: usize,
 }
 
@@ -73,7 +82,9 @@ impl Job<'_> {
     /// The messages of all files that failed.
     pub fn run(&self) -> Result<(), String> {
         let headers = self.header_hash()?;
-        let queue = Mutex::new(kernels(self.package)?);
+        let mut list = kernels(self.package)?;
+        list.retain(|file| !is_hopper(file) || !self.hopper.is_empty());
+        let queue = Mutex::new(list);
         let failures = Mutex::new(Vec::new());
         thread::scope(|scope| {
             for _ in 0..self.parallel.max(1) {
@@ -110,8 +121,9 @@ impl Job<'_> {
 
     fn compile(&self, file: &Path, headers: u64) -> Result<(), String> {
         let io = |what: &Path, error: std::io::Error| format!("{}: {error}", what.display());
+        let gencode = if is_hopper(file) { &self.hopper } else { &self.gencode };
         let mut hasher = DefaultHasher::new();
-        (self.nvcc, self.version, &self.options, headers).hash(&mut hasher);
+        (self.nvcc, self.version, &self.options, gencode, headers).hash(&mut hasher);
         fs::read(file).map_err(|e| io(file, e))?.hash(&mut hasher);
         let key = format!("{:016x}", hasher.finish());
 
@@ -124,6 +136,7 @@ impl Job<'_> {
         // Relative to the package, so that line tables and error messages do not depend on where it lies.
         let input = file.strip_prefix(self.package).unwrap_or(file);
         let mut args = self.options.clone();
+        args.extend(gencode.iter().cloned());
         args.extend(["-o".into(), target.clone().into(), input.into()]);
         let _ = fs::remove_file(&key_file); // it must not outlive a target that fails to compile
         output(self.nvcc, &args, self.package)?;

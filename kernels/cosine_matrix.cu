@@ -12,6 +12,7 @@
 // Bound   tensor cores (f32: FMA), 2 n m d, or the store of n m elements (f32 output: below d of about 370).
 // Order   one order over k per element, whatever the grid, the batch and the position.
 // Needs   sm_80.
+#include "common/tile.cuh"
 #include "common/epilogue.cuh"
 #include "params/cosine_matrix.h"
 
@@ -87,23 +88,23 @@ __device__ __forceinline__ void store_row(O* row, const float (&v)[8], const Til
 }
 
 template <typename O>
-__device__ __forceinline__ void store_tile(const float (&acc)[4][4][4], const CosineMatrixParams& p, uint32_t matrix,
+__device__ __forceinline__ void store_tile(const TileAcc& acc, const CosineMatrixParams& p, uint32_t matrix,
                                            uint32_t row0, uint32_t col0) {
     const TileThread thread;
     O* const out = static_cast<O*>(p.out) + int64_t(matrix) * p.out_matrix + int64_t(row0) * p.ldo + col0;
     const bool vectors = p.vectors != 0 && col0 + kTile <= p.m;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < kThreadRows; ++i) {
         const bool inside = row0 + thread.row(i) < p.n;
         O* const row = out + int64_t(thread.row(i)) * p.ldo;
         float v[8];
 #pragma unroll
-        for (int k = 0; k < 8; ++k) v[k] = element(acc, i, k) * p.scale;
+        for (int k = 0; k < kThreadCols; ++k) v[k] = element(acc, i, k) * p.scale;
         if (vectors) {
             store_row(row, v, thread, inside);
         } else {
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
+            for (int k = 0; k < kThreadCols; ++k) {
                 if (inside && col0 + thread.col(k) < p.m) row[thread.col(k)] = round_to(v[k], O());
             }
         }
@@ -117,8 +118,8 @@ __device__ __forceinline__ void cosine_matrix_body(const CosineMatrixParams& p) 
     BatchCursor cursor{p, uint32_t(sizeof(T)), blockIdx.x};
     TileStream<T, BatchCursor> stream(stages, shape, cursor);
     for (; cursor.valid(); cursor.advance()) {
-        float acc[4][4][4];
-        clear_tile(acc);
+        TileAcc acc;
+        for (int e = 0; e < kThreadElements; ++e) acc[e] = 0.0f;
         stream.accumulate(acc);
 
         const BatchCursor::Place place = cursor.place();

@@ -18,6 +18,7 @@
 // Order   a thread's elements ascending, then a fixed tree, then the warps, then the tiles ascending. Integer atomics alone
 //         (counts of pairs); splits by shape alone: identical bits between runs, streams, devices of one architecture.
 // Needs   sm_80.
+#include "common/tile.cuh"
 #include "common/pairwise_sets.cuh"
 
 namespace {
@@ -39,11 +40,11 @@ struct Statistics : TileSets<kBoth> {
 
     // --- what a thread knows of its own 8 rows and 8 columns ----------------------------------------------------------
 
-    __device__ __forceinline__ void write_pairs(const float (&acc)[4][4][4], uint32_t row0, uint32_t col0) const {
+    __device__ __forceinline__ void write_pairs(const TileAcc& acc, uint32_t row0, uint32_t col0) const {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
+            for (int k = 0; k < kThreadCols; ++k) {
                 const uint32_t row = row0 + thread.row(i);
                 if (row == col0 + thread.col(k) && row < t.n && row < t.m) p.pos[row] = element(acc, i, k);
             }
@@ -51,15 +52,15 @@ struct Statistics : TileSets<kBoth> {
     }
 
     // Sum and number of the similarities of all positives, before any of them is left out.
-    __device__ __forceinline__ void put_positives(const float (&acc)[4][4][4], uint64_t pos) const {
+    __device__ __forceinline__ void put_positives(const TileAcc& acc, uint64_t pos) const {
         float total[8];
         uint32_t raw[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
             total[i] = 0.0f;
             raw[i] = __popc(line_bits(pos, i));
 #pragma unroll
-            for (int k = 0; k < 8; ++k) total[i] += pos >> (8 * i + k) & 1 ? element(acc, i, k) : 0.0f;
+            for (int k = 0; k < kThreadCols; ++k) total[i] += pos >> bit_at(i, k) & 1 ? element(acc, i, k) : 0.0f;
         }
         this->put_rows(total, scratch.total);
         this->put_rows(raw, scratch.raw);
@@ -67,24 +68,24 @@ struct Statistics : TileSets<kBoth> {
 
     // Every similarity becomes what is maximised or summed of it.
     template <typename Negative, typename Positive>
-    static __device__ __forceinline__ void transform(float (&acc)[4][4][4], uint64_t pos, Negative neg, Positive of_pos) {
+    static __device__ __forceinline__ void transform(TileAcc& acc, uint64_t pos, Negative neg, Positive of_pos) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
             float s[8];
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
+            for (int k = 0; k < kThreadCols; ++k) {
                 s[k] = element(acc, i, k);
                 element(acc, i, k) = neg(s[k]);
             }
             if (line_bits(pos, i) == 0) continue;
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
-                if (pos >> (8 * i + k) & 1) element(acc, i, k) = of_pos(s[k]);
+            for (int k = 0; k < kThreadCols; ++k) {
+                if (pos >> bit_at(i, k) & 1) element(acc, i, k) = of_pos(s[k]);
             }
         }
     }
     template <typename Logits>
-    static __device__ __forceinline__ void transform(float (&acc)[4][4][4], uint64_t pos, const Logits& l) {
+    static __device__ __forceinline__ void transform(TileAcc& acc, uint64_t pos, const Logits& l) {
         transform(acc, pos, [&](float s) { return l.neg(s); }, [&](float s) { return l.pos(s); });
     }
 
@@ -106,25 +107,25 @@ struct Statistics : TileSets<kBoth> {
 
     // The tile of a form with a softmax. `any` tells whether the block has positives here.
     template <bool kPlain>
-    __device__ __forceinline__ void softmax(float (&acc)[4][4][4], const PairBits& bits, bool any, SetState& state) const {
+    __device__ __forceinline__ void softmax(TileAcc& acc, const PairBits& bits, bool any, SetState& state) const {
         const bool weighted = !kBoth && t.form == kFormRanked;
         this->template row_tops<kPlain>(acc, bits.neg, scratch.top[0]);
         if (kBoth) this->template col_tops<kPlain>(acc, bits.neg, scratch.top[1]);
         else if (any) this->template row_tops<false>(acc, bits.pos, scratch.top[1]);
-        __syncthreads();  // the largest logits are in place
+        tile_sync();  // the largest logits are in place
         const bool mine = set == 0 || kBoth || any;
         const float before = state.max;
         if (mine) state.max = max_nan(before, this->top_over_warps());
         // Without a finite logit every term is 2^-infinity.
         scratch.reference[set][line] = state.max == neg_infinity() ? 0.0f : state.max;
-        __syncthreads();  // the references are in place
+        tile_sync();  // the references are in place
         if (kBoth) {
             this->template both_sums<kPlain>(acc, bits.neg);
         } else {
             this->template row_sums<kPlain>(acc, bits.neg, 0, weighted);
             if (any) this->template row_sums<false>(acc, bits.pos, 1, false);
         }
-        __syncthreads();  // the sums are in place
+        tile_sync();  // the sums are in place
         if (!mine) return;
         const float shift = shift_of(before, state.max);
         state.sum = state.sum * shift + this->over_warps(scratch.sum);
@@ -135,13 +136,13 @@ struct Statistics : TileSets<kBoth> {
     }
 
     __device__ __forceinline__ void add_terms(bool any, SetState& state) const {
-        __syncthreads();  // the sums are in place
+        tile_sync();  // the sums are in place
         if (set == 1 && !kBoth && !any) return;
         state.sum += this->over_warps(scratch.sum);
         state.count += this->over_warps(scratch.count);
     }
 
-    __device__ __forceinline__ void triplet(const float (&acc)[4][4][4], const PairBits& bits, uint32_t row0, uint32_t col0,
+    __device__ __forceinline__ void triplet(const TileAcc& acc, const PairBits& bits, uint32_t row0, uint32_t col0,
                                             SetState& state) const {
         const uint32_t pairs = min(t.n, t.m);
         // A line without a pair has no violation.
@@ -149,25 +150,25 @@ struct Statistics : TileSets<kBoth> {
         const auto violated = [](float v) { return !(v <= 0.0f); };
         float pair[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) pair[i] = own(row0 + thread.row(i));
+        for (int i = 0; i < kThreadRows; ++i) pair[i] = own(row0 + thread.row(i));
         this->term_rows(acc, bits.neg, 0, [&](float s, int i) { return t.c[0] + s - pair[i]; }, violated);
 #pragma unroll
-        for (int k = 0; k < 8; ++k) pair[k] = own(col0 + thread.col(k));
+        for (int k = 0; k < kThreadCols; ++k) pair[k] = own(col0 + thread.col(k));
         this->term_cols(acc, bits.neg, [&](float s, int k) { return t.c[0] + s - pair[k]; }, violated);
         add_terms(true, state);
     }
 
-    __device__ __forceinline__ void extremes(float (&acc)[4][4][4], const PairBits& bits, bool any, SetState& state) const {
+    __device__ __forceinline__ void extremes(TileAcc& acc, const PairBits& bits, bool any, SetState& state) const {
         // fmaxf leaves NaN out.
         const auto tops = [&](uint64_t which, bool negate, float(&to)[4][kTile]) {
             float v[8];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
+            for (int i = 0; i < kThreadRows; ++i) {
                 v[i] = neg_infinity();
 #pragma unroll
-                for (int k = 0; k < 8; ++k) {
+                for (int k = 0; k < kThreadCols; ++k) {
                     const float s = element(acc, i, k);
-                    v[i] = fmaxf(v[i], which >> (8 * i + k) & 1 ? (negate ? -s : s) : neg_infinity());
+                    v[i] = fmaxf(v[i], which >> bit_at(i, k) & 1 ? (negate ? -s : s) : neg_infinity());
                 }
             }
             join_rows(v, thread, [](float a, float b) { return fmaxf(a, b); });
@@ -176,11 +177,11 @@ struct Statistics : TileSets<kBoth> {
         };
         tops(bits.neg, false, scratch.top[0]);
         if (any) tops(bits.pos, true, scratch.top[1]);
-        __syncthreads();  // the extremes are in place
+        tile_sync();  // the extremes are in place
         if (set == 0 || any) state.max = fmaxf(state.max, this->top_over_warps());
     }
 
-    __device__ __forceinline__ void of_rows(float (&acc)[4][4][4], PairBits& bits, uint32_t row0, bool plain, bool any,
+    __device__ __forceinline__ void of_rows(TileAcc& acc, PairBits& bits, uint32_t row0, bool plain, bool any,
                                             SetState& state) const {
         const auto active = [](float v) { return !(v <= 0.0f); };
         const auto same = [](float v, int) { return v; };
@@ -200,7 +201,7 @@ struct Statistics : TileSets<kBoth> {
             case kFormRanked: {
                 const RankedLogits l{t.c};
 #pragma unroll
-                for (int i = 0; i < 8; ++i) {
+                for (int i = 0; i < kThreadRows; ++i) {
                     keep_row(acc, bits.neg, i, [&](float s) { return active(l.within(s)); });
                     if (line_bits(bits.pos, i) != 0) keep_row(acc, bits.pos, i, [&](float s) { return active(l.pos(s)); });
                 }
@@ -215,7 +216,7 @@ struct Statistics : TileSets<kBoth> {
     }
 
     // Everything between the products of a tile and their effect on this thread's set.
-    __device__ __forceinline__ void tile(float (&acc)[4][4][4], uint32_t row0, uint32_t col0, bool first_row, bool first_col,
+    __device__ __forceinline__ void tile(TileAcc& acc, uint32_t row0, uint32_t col0, bool first_row, bool first_col,
                                          uint32_t& negatives, uint32_t& positives) {
         const uint32_t first_line = of_columns() ? col0 : row0;
         SetState state = load(first_line, of_columns() ? first_row : first_col);  // early: it arrives behind the logits
@@ -268,8 +269,8 @@ __device__ __forceinline__ void stats_body(const PairwiseStatsParams& p) {
     uint32_t negatives = 0, positives = 0;
     for (uint32_t r = r_begin; r < r_end; ++r) {
         for (uint32_t c = c_begin; c < c_end; ++c) {
-            float acc[4][4][4];
-            clear_tile(acc);
+            TileAcc acc;
+            for (int e = 0; e < kThreadElements; ++e) acc[e] = 0.0f;
             if (computes(t)) stream.accumulate(acc);
             Statistics<kBoth> s(p, *reinterpret_cast<StatsScratch*>(stream.scratch()));
             s.tile(acc, r * kTile, c * kTile, r == r_begin, c == c_begin, negatives, positives);

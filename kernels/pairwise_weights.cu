@@ -20,6 +20,7 @@
 // Needs   sm_80.
 #include <type_traits>
 
+#include "common/tile.cuh"
 #include "common/pairwise.cuh"
 
 namespace {
@@ -67,31 +68,31 @@ struct Weights {
 
     // Replaces every similarity by its weight: negative(s, row, k), or positive(s, row, k) for the few that are positive.
     template <bool kSums, typename Negative, typename Positive>
-    __device__ __forceinline__ void fill(float (&acc)[4][4][4], const PairBits& bits, uint32_t row0, Sums& sums,
+    __device__ __forceinline__ void fill(TileAcc& acc, const PairBits& bits, uint32_t row0, Sums& sums,
                                          Negative negative, Positive positive) const {
         float ws = 0.0f, w_sum = 0.0f;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
             const RowCoefficients r = row(row0, i);
             float s[8];
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
+            for (int k = 0; k < kThreadCols; ++k) {
                 s[k] = element(acc, i, k);
                 const float w = negative(s[k], r, k);
-                element(acc, i, k) = bits.neg >> (8 * i + k) & 1 ? w : 0.0f;
+                element(acc, i, k) = bits.neg >> bit_at(i, k) & 1 ? w : 0.0f;
             }
             if ((bits.pos >> (8 * i) & 0xff) != 0) {
 #pragma unroll
-                for (int k = 0; k < 8; ++k) {
-                    if (bits.pos >> (8 * i + k) & 1) element(acc, i, k) = positive(s[k], r, k);
+                for (int k = 0; k < kThreadCols; ++k) {
+                    if (bits.pos >> bit_at(i, k) & 1) element(acc, i, k) = positive(s[k], r, k);
                 }
             }
             if (kSums) {
                 float row_ws = 0.0f, row_w = 0.0f;
 #pragma unroll
-                for (int k = 0; k < 8; ++k) {
+                for (int k = 0; k < kThreadCols; ++k) {
                     const float w = element(acc, i, k);
-                    const bool member = (bits.neg | bits.pos) >> (8 * i + k) & 1;
+                    const bool member = (bits.neg | bits.pos) >> bit_at(i, k) & 1;
                     row_ws += member ? w * s[k] : 0.0f;
                     row_w += w;
                 }
@@ -110,12 +111,12 @@ struct Weights {
         return violation > 0.0f ? weight : violation != violation ? violation : 0.0f;
     }
 
-    __device__ __forceinline__ void of_both(float (&acc)[4][4][4], const PairBits& bits, uint32_t row0, uint32_t col0,
+    __device__ __forceinline__ void of_both(TileAcc& acc, const PairBits& bits, uint32_t row0, uint32_t col0,
                                             Sums& sums) const {
         const float c0 = t.c[0];
         float shift[8], factor[8];
 #pragma unroll
-        for (int k = 0; k < 8; ++k) {
+        for (int k = 0; k < kThreadCols; ++k) {
             const uint32_t at = min(col0 + thread.col(k), t.m - 1);
             shift[k] = __ldg(p.col_coefficients + at);
             factor[k] = scale.negative * __ldg(p.col_coefficients + t.m + at);
@@ -146,7 +147,7 @@ struct Weights {
         load_log_q(t, thread, col0, q);
         float high[2] = {neg_infinity(), neg_infinity()}, low[2] = {neg_infinity(), neg_infinity()};  // low: of -x
 #pragma unroll
-        for (int k = 0; k < 8; ++k) {
+        for (int k = 0; k < kThreadCols; ++k) {
             const float of_row = __ldg(p.row_coefficients + min(row0 + thread.row(k), t.n - 1));
             const float of_col = shift[k] - q[k];
             high[0] = max_nan(high[0], of_row), low[0] = max_nan(low[0], -of_row);
@@ -165,7 +166,7 @@ struct Weights {
         // One exponential for both, as in TileSets::both_sums().
         const float origin = high[0];
 #pragma unroll
-        for (int k = 0; k < 8; ++k) factor[k] *= exp2_fast(origin - (shift[k] - q[k]));
+        for (int k = 0; k < kThreadCols; ++k) factor[k] *= exp2_fast(origin - (shift[k] - q[k]));
         fill<true>(acc, bits, row0, sums,
                    [&](float s, const RowCoefficients& r, int k) {
                        const float scale_of_pair = fmaf(exp2_fast(r.neg_shift - origin), factor[k], r.neg_scale);
@@ -175,7 +176,7 @@ struct Weights {
     }
 
     // The weights of this form need no statistics, so that its loss and its counts are found here.
-    __device__ __forceinline__ void sig_lip(float (&acc)[4][4][4], const PairBits& bits, uint32_t row0, uint32_t col0,
+    __device__ __forceinline__ void sig_lip(TileAcc& acc, const PairBits& bits, uint32_t row0, uint32_t col0,
                                             Sums& sums) const {
         const uint32_t negatives = warp_sum<uint32_t>(__popcll(bits.neg));
         const uint32_t positives = warp_sum<uint32_t>(__popcll(bits.pos));
@@ -190,21 +191,21 @@ struct Weights {
         const float c0 = t.c[0], c1 = t.c[1];
         float loss = 0.0f, similarity = 0.0f;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
             const RowCoefficients r = row(row0, i);
             float of_row = 0.0f;
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
+            for (int k = 0; k < kThreadCols; ++k) {
                 const float term = softplus_fast(fmaf(c0, element(acc, i, k), c1));
-                of_row += bits.neg >> (8 * i + k) & 1 ? term : 0.0f;
+                of_row += bits.neg >> bit_at(i, k) & 1 ? term : 0.0f;
             }
             loss = fmaf(r.neg_scale, of_row, loss);
             if ((bits.pos >> (8 * i) & 0xff) == 0) continue;
             of_row = 0.0f;
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
+            for (int k = 0; k < kThreadCols; ++k) {
                 const float s = element(acc, i, k);
-                const bool positive = bits.pos >> (8 * i + k) & 1;
+                const bool positive = bits.pos >> bit_at(i, k) & 1;
                 of_row += positive ? softplus_fast(-fmaf(c0, s, c1)) : 0.0f;
                 similarity += positive ? s : 0.0f;
             }
@@ -219,7 +220,7 @@ struct Weights {
 
     // Forms of which a pair's weight is scale 2^(logit - shift) slope.
     template <typename Logits, typename NegSlope, typename PosSlope>
-    __device__ __forceinline__ void fill_softmax(float (&acc)[4][4][4], const PairBits& bits, uint32_t row0, Sums& sums,
+    __device__ __forceinline__ void fill_softmax(TileAcc& acc, const PairBits& bits, uint32_t row0, Sums& sums,
                                                  const Logits& l, NegSlope neg_slope, PosSlope pos_slope) const {
         fill<false>(acc, bits, row0, sums,
                     [&](float s, const RowCoefficients& r, int) {
@@ -230,7 +231,7 @@ struct Weights {
                     });
     }
 
-    __device__ __forceinline__ void of_rows(float (&acc)[4][4][4], PairBits& bits, uint32_t row0, uint32_t col0,
+    __device__ __forceinline__ void of_rows(TileAcc& acc, PairBits& bits, uint32_t row0, uint32_t col0,
                                             Sums& sums) const {
         const float c0 = t.c[0], c1 = t.c[1];
         const auto one = [](float) { return 1.0f; };
@@ -287,14 +288,14 @@ struct Weights {
     }
 
     // Moves the weights of own pairs that are positive from the tile to the array of their own.
-    __device__ __forceinline__ void take_diagonal(float (&acc)[4][4][4], uint64_t pos, uint32_t row0) const {
+    __device__ __forceinline__ void take_diagonal(TileAcc& acc, uint64_t pos, uint32_t row0) const {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
+            for (int k = 0; k < kThreadCols; ++k) {
                 const uint32_t at = row0 + thread.row(i);
                 if (thread.row(i) != thread.col(k) || at >= t.n || at >= t.m) continue;
-                const bool positive = pos >> (8 * i + k) & 1;
+                const bool positive = pos >> bit_at(i, k) & 1;
                 const float w = positive ? p.share * element(acc, i, k) : 0.0f;
                 p.diagonal[at] = p.mix & kMixAdd ? p.diagonal[at] + w : w;
                 if (positive) element(acc, i, k) = 0.0f;
@@ -302,14 +303,14 @@ struct Weights {
         }
     }
 
-    __device__ __forceinline__ void store(const float (&acc)[4][4][4], uint32_t row0, uint32_t col0) const {
+    __device__ __forceinline__ void store(const TileAcc& acc, uint32_t row0, uint32_t col0) const {
         const uint32_t first_row = row0 - p.first_tile * kTile;
         if constexpr (sizeof(W) == 4) {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
+            for (int i = 0; i < kThreadRows; ++i) {
                 float* to = static_cast<float*>(p.w) + (first_row + thread.row(i)) * p.ldw + col0 + thread.first_col;
 #pragma unroll
-                for (int k = 0; k < 8; k += 2) {
+                for (int k = 0; k < kThreadCols; k += 2) {
                     *reinterpret_cast<float2*>(to + 4 * k) = make_float2(element(acc, i, k), element(acc, i, k + 1));
                 }
             }
@@ -317,7 +318,7 @@ struct Weights {
             // The four lanes of a row exchange their pairs of columns, so that each stores 8 columns on end.
             const uint32_t lane = thread.index & 3;
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
+            for (int i = 0; i < kThreadRows; ++i) {
                 uint32_t v[4];
 #pragma unroll
                 for (int b = 0; b < 4; ++b) {
@@ -342,7 +343,7 @@ struct Weights {
         else v[2] = c, v[3] = d;
     }
 
-    __device__ __forceinline__ void tile(float (&acc)[4][4][4], uint32_t row0, uint32_t col0, Sums& sums) const {
+    __device__ __forceinline__ void tile(TileAcc& acc, uint32_t row0, uint32_t col0, Sums& sums) const {
         similarities(t, thread, acc, row0, col0);
         PairBits bits = classify(t, thread, row0, col0);
         if (kBoth) of_both(acc, bits, row0, col0, sums);
@@ -357,11 +358,11 @@ struct Weights {
     }
 
     // This part's share, and the parts before it.
-    __device__ __forceinline__ void mix(float (&acc)[4][4][4], uint32_t row0, uint32_t col0) const {
+    __device__ __forceinline__ void mix(TileAcc& acc, uint32_t row0, uint32_t col0) const {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
 #pragma unroll
-            for (int k = 0; k < 8; ++k) element(acc, i, k) *= p.share;
+            for (int k = 0; k < kThreadCols; ++k) element(acc, i, k) *= p.share;
         }
         const uint64_t at = uint64_t(row0 / kTile - p.first_tile) * tiles_of(t.m) + col0 / kTile;
         if (p.mix & kMixAdd) add_tile(p.mixed, at, thread, acc);
@@ -370,19 +371,19 @@ struct Weights {
 
     // The operands of the products to come are not normalised, so their factors go to the weights; what a row with a NaN
     // touches is NaN already, and its ignored pairs stay 0.
-    __device__ __forceinline__ void unscale(float (&acc)[4][4][4], uint32_t row0, uint32_t col0) const {
+    __device__ __forceinline__ void unscale(TileAcc& acc, uint32_t row0, uint32_t col0) const {
         const auto factor = [](const float* inv, uint32_t at, uint32_t count) {
             const float f = inv != nullptr && at < count ? __ldg(inv + at) : 1.0f;
             return f == f ? f : 1.0f;
         };
         float of_col[8];
 #pragma unroll
-        for (int k = 0; k < 8; ++k) of_col[k] = factor(t.inv_y, col0 + thread.col(k), t.m);
+        for (int k = 0; k < kThreadCols; ++k) of_col[k] = factor(t.inv_y, col0 + thread.col(k), t.m);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
             const float of_row = factor(t.inv_x, row0 + thread.row(i), t.n);
 #pragma unroll
-            for (int k = 0; k < 8; ++k) element(acc, i, k) *= of_row * of_col[k];
+            for (int k = 0; k < kThreadCols; ++k) element(acc, i, k) *= of_row * of_col[k];
         }
     }
 };
@@ -406,8 +407,8 @@ __device__ __forceinline__ void weights_body(const PairwiseWeightsParams& p) {
     }
     for (uint32_t r = r_begin; r < r_end; ++r) {
         for (uint32_t c = c_begin; c < c_end; ++c) {
-            float acc[4][4][4];
-            clear_tile(acc);
+            TileAcc acc;
+            for (int e = 0; e < kThreadElements; ++e) acc[e] = 0.0f;
             if (computes(t)) stream.accumulate(acc);
             const Weights<T, kBoth> weights(p);
             weights.tile(acc, r * kTile, c * kTile, sums);
@@ -417,7 +418,7 @@ __device__ __forceinline__ void weights_body(const PairwiseWeightsParams& p) {
         atomicAdd(p.counts, static_cast<unsigned long long>(sums.negatives[warp_id()]));
         atomicAdd(p.counts + 1, static_cast<unsigned long long>(sums.positives[warp_id()]));
     }
-    __syncthreads();  // every warp's sums are in place
+    tile_sync();  // every warp's sums are in place
     if (threadIdx.x >= kWaveSums) return;
     double sum = 0.0;
     for (uint32_t w = 0; w < kTileThreads / kWarpSize; ++w) sum += sums.of[threadIdx.x][w];

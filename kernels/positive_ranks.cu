@@ -25,6 +25,7 @@
 // Bound   tensor cores (f32: FMA), 2 n m d and once more for the tiles with pairs; with many pairs per query the comparisons.
 // Order   free: integer sums, by atomic addition.
 // Needs   sm_80.
+#include "common/tile.cuh"
 #include "common/ahead.cuh"
 #include "params/positive_ranks.h"
 
@@ -123,17 +124,17 @@ __device__ __forceinline__ TileShape shape_of(const PositiveRanksParams& p) {
 }
 
 // Writes the elements of the tile that are pairs.
-__device__ __forceinline__ void store_scores(const PositiveRanksParams& p, const float (&acc)[4][4][4],
+__device__ __forceinline__ void store_scores(const PositiveRanksParams& p, const TileAcc& acc,
                                              const TileThread& thread, uint32_t row0, uint32_t col0) {
     const Lines rows = rows_of(p);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < kThreadRows; ++i) {
         const uint2 of = rows.of(row0 + thread.row(i));
         const uint32_t begin = rows.from(of.x, of.y, col0);
         const uint32_t end = rows.from(begin, of.y, col0 + kTile);
         if (begin == end) continue;
 #pragma unroll
-        for (int k = 0; k < 8; ++k) {
+        for (int k = 0; k < kThreadCols; ++k) {
             const uint32_t col = col0 + thread.col(k);
             const uint32_t pair = rows.from(begin, end, col);
             if (pair < end && rows.candidate(pair) == col) p.score[pair] = element(acc, i, k);
@@ -153,8 +154,8 @@ __device__ __forceinline__ void score_body(const PositiveRanksParams& p) {
     for (; at.valid(); at.advance()) {
         const uint32_t row0 = at.r * kTile;
         const uint32_t col0 = at.c * kTile;
-        float acc[4][4][4];
-        clear_tile(acc);
+        TileAcc acc;
+        for (int e = 0; e < kThreadElements; ++e) acc[e] = 0.0f;
         stream.accumulate(acc);
         const TileThread thread;
         scale_tile(acc, thread, p.inv_x, p.inv_y, row0, col0, p.n, p.m);
@@ -164,7 +165,7 @@ __device__ __forceinline__ void score_body(const PositiveRanksParams& p) {
 
 // Counts the tile against every pair of its rows or columns: the pairs in place t of all lines at a time.
 template <bool kRows>
-__device__ __forceinline__ void count_tile(const PositiveRanksParams& p, const float (&acc)[4][4][4], uint64_t bits, bool all,
+__device__ __forceinline__ void count_tile(const PositiveRanksParams& p, const TileAcc& acc, uint64_t bits, bool all,
                                            uint32_t row0, uint32_t col0) {
     const Lines lines = kRows ? rows_of(p) : cols_of(p);
     const uint32_t first = kRows ? col0 : row0;
@@ -194,7 +195,7 @@ __device__ __forceinline__ void count_tile(const PositiveRanksParams& p, const f
 #pragma unroll
         for (int h = 0; h < (kRows ? 2 : 1); ++h) {
             const uint32_t count = kRows ? joined_row_count(words, lane, h) : joined_col_count(words, lane);
-            const uint2 of = lines.of(kRows ? row0 + thread.joined_row(h) : col0 + thread.joined_col());
+            const uint2 of = lines.of(kRows ? row0 + thread.joined_row(h) : col0 + thread.joined_col(0));
             if (count != 0 && t < of.y - of.x) atomicAdd(ranks + of.x + t, int(count));
         }
     }
@@ -215,8 +216,8 @@ __device__ __forceinline__ void count_body(const PositiveRanksParams& p) {
         for (uint32_t c = c_begin; c < c_end; ++c) {
             const uint32_t row0 = r * kTile;
             const uint32_t col0 = c * kTile;
-            float acc[4][4][4];
-            clear_tile(acc);
+            TileAcc acc;
+            for (int e = 0; e < kThreadElements; ++e) acc[e] = 0.0f;
             stream.accumulate(acc);
             const TileThread thread;
             scale_tile(acc, thread, p.inv_x, p.inv_y, row0, col0, p.n, p.m);

@@ -15,6 +15,7 @@
 // Bound   tensor cores (f32: FMA), 2 n m d.
 // Order   free: integer sums, by atomic addition.
 // Needs   sm_80.
+#include "common/tile.cuh"
 #include "common/ahead.cuh"
 #include "params/ranks.h"
 
@@ -43,7 +44,7 @@ struct RankCounter {
 
     // Elements of the warp that are ahead in the thread's 8 rows or columns, as count_lines() packs them.
     template <bool kRows>
-    __device__ __forceinline__ void count(const float (&acc)[4][4][4], uint64_t bits, bool all, uint32_t row0, uint32_t col0,
+    __device__ __forceinline__ void count(const TileAcc& acc, uint64_t bits, bool all, uint32_t row0, uint32_t col0,
                                           uint32_t (&words)[2]) const {
         count_lines<kRows>(acc, bits, all, thread, words, [&](int line) {
             return kRows ? bound(p.row_score, p.row_index, row0 + thread.row(line), p.n, col0)
@@ -69,8 +70,8 @@ __device__ __forceinline__ void ranks_body(const RanksParams& p) {
         uint32_t row_counts[2] = {0, 0};  // of rows joined_row(0) and joined_row(1)
         for (uint32_t c = c_begin; c < c_end; ++c) {
             const uint32_t col0 = c * kTile;
-            float acc[4][4][4];
-            clear_tile(acc);
+            TileAcc acc;
+            for (int e = 0; e < kThreadElements; ++e) acc[e] = 0.0f;
             stream.accumulate(acc);
             const RankCounter counter(p);
             scale_tile(acc, counter.thread, p.inv_x, p.inv_y, row0, col0, p.n, p.m);
@@ -84,7 +85,7 @@ __device__ __forceinline__ void ranks_body(const RanksParams& p) {
             row_counts[1] += joined_row_count(words, lane, 1);
             counter.count<false>(acc, bits, all, row0, col0, words);
             const uint32_t count = joined_col_count(words, lane);
-            const uint32_t col = col0 + counter.thread.joined_col();
+            const uint32_t col = col0 + counter.thread.joined_col(0);
             if (count != 0 && p.col_index[col] >= 0) atomicAdd(p.col_rank + col, int(count));
         }
         const TileThread thread;

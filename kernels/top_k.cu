@@ -19,6 +19,7 @@
 // Order   free: the entries with the largest keys are the same set in whatever order they are offered, and keys differ in
 //         their index where all else is equal.
 // Needs   sm_80.
+#include "common/tile.cuh"
 #include "common/epilogue.cuh"
 #include "common/top_k.cuh"
 
@@ -146,8 +147,8 @@ __device__ __forceinline__ void top_k_body(const TopKParams& p) {
         for (uint32_t c = c_begin; c < c_end; ++c) {
             const uint32_t row0 = r * kTile;
             const uint32_t col0 = c * kTile;
-            float acc[4][4][4];
-            clear_tile(acc);
+            TileAcc acc;
+            for (int e = 0; e < kThreadElements; ++e) acc[e] = 0.0f;
             stream.accumulate(acc);
             const TileThread thread;
             scale_tile(acc, thread, p.inv_x, p.inv_y, row0, col0, p.n, p.m);
@@ -157,9 +158,9 @@ __device__ __forceinline__ void top_k_body(const TopKParams& p) {
                 __syncthreads();  // the stage is free: its products are done, and its first half was scanned
                 if (thread.warp_row() == h) {
 #pragma unroll
-                    for (int i = 0; i < 8; ++i) {
+                    for (int i = 0; i < kThreadRows; ++i) {
 #pragma unroll
-                        for (int k = 0; k < 8; ++k) half[half_at(thread.row(i) - h * kHalf, thread.col(k))] = element(acc, i, k);
+                        for (int k = 0; k < kThreadCols; ++k) half[half_at(thread.row(i) - h * kHalf, thread.col(k))] = element(acc, i, k);
                     }
                 }
                 __syncthreads();  // the half is in place

@@ -76,6 +76,7 @@ fn targets_become_gencode_options() {
         got.gencode,
         ["-gencode=arch=compute_80,code=[sm_80,compute_80]", "-gencode=arch=compute_90a,code=[sm_90a]"]
     );
+    assert_eq!(got.hopper, got.gencode[1..]);
     assert_eq!(got.built, "sm_80, compute_80, sm_90a");
     assert_eq!(got.warnings, Vec::<String>::new());
 }
@@ -84,6 +85,7 @@ fn targets_become_gencode_options() {
 fn targets_are_filtered_by_what_nvcc_supports() {
     let got = targets("70;80-virtual", &nvcc_13()).unwrap();
     assert_eq!(got.built, "compute_80");
+    assert!(got.hopper.is_empty(), "without sm_90a nothing is compiled for it");
     assert_eq!(got.warnings, ["nvcc 13.0 does not support sm_70, compute_70; built for compute_80 only"]);
 
     assert_eq!(
@@ -201,13 +203,15 @@ fn compile_skips_unchanged_kernels_and_reports_every_failure() {
     write(&package.join("kernels/b.cu"), "b");
     write(&package.join("kernels/common/c.cuh"), "c");
     write(&package.join("kernels/common/not_a_kernel.cu"), "");
-    let run = |version| {
+    let run_for = |version, hopper: &[&str]| {
         let job = compile::Job {
             nvcc: &nvcc,
             version,
             package: &package,
             out: &out,
             options: vec!["-fatbin".into()],
+            gencode: vec!["-g80".into()],
+            hopper: hopper.iter().map(Into::into).collect(),
             parallel: 2,
         };
         let result = job.run();
@@ -217,6 +221,7 @@ fn compile_skips_unchanged_kernels_and_reports_every_failure() {
         inputs.sort();
         (result, inputs)
     };
+    let run = |version| run_for(version, &[]);
     let both = vec!["kernels/a.cu".to_owned(), "kernels/b.cu".to_owned()];
     assert_eq!(run("1"), (Ok(()), both.clone()));
     assert_eq!(fs::read_to_string(out.join("a.fatbin")).unwrap(), "a");
@@ -228,10 +233,19 @@ fn compile_skips_unchanged_kernels_and_reports_every_failure() {
     assert_eq!(run("1"), (Ok(()), both.clone()), "a header changed");
     assert_eq!(run("2"), (Ok(()), both.clone()), "another nvcc");
 
+    // A file for sm_90a alone is compiled where that is a target, with its options and no others.
+    write(&package.join("kernels/c_hopper.cu"), "c");
+    assert_eq!(run("2"), (Ok(()), vec![]), "no target for it");
+    assert_eq!(run_for("2", &["-g90a"]), (Ok(()), vec!["kernels/c_hopper.cu".to_owned()]));
+    write(&package.join("kernels/c_hopper.cu"), "BROKEN c");
+    let message = run_for("2", &["-g90a"]).0.unwrap_err();
+    assert!(message.contains("-g90a") && !message.contains("-g80"), "{message}");
+    fs::remove_file(package.join("kernels/c_hopper.cu")).unwrap();
+
     write(&package.join("kernels/a.cu"), "BROKEN a");
     write(&package.join("kernels/b.cu"), "BROKEN b");
     let message = run("2").0.unwrap_err();
-    for part in ["a.cu(1): error: broken", "b.cu(1): error: broken", "exit status: 2", "-fatbin -o", "command: "] {
+    for part in ["a.cu(1): error: broken", "b.cu(1): error: broken", "exit status: 2", "-fatbin -g80 -o", "command: "] {
         assert!(message.contains(part), "`{part}` is not in: {message}");
     }
     // The output of an earlier, working version is not taken for that of the broken one put back.

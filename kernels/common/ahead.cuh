@@ -32,7 +32,7 @@ __device__ __forceinline__ LineBound line_bound(float score, int32_t index, uint
 // Elements of line `line` of the thread's 8 rows or columns that are ahead. Bit 8 i + k of `bits` says whether element (i, k)
 // counts; `kWhole` says that all do, and that one bound serves all of them.
 template <bool kRows, bool kWhole>
-__device__ __forceinline__ uint32_t count_ahead(const float (&acc)[4][4][4], uint64_t bits, const LineBound& bound,
+__device__ __forceinline__ uint32_t count_ahead(const TileAcc& acc, uint64_t bits, const LineBound& bound,
                                                 const TileThread& thread, int line) {
     uint32_t count = 0;
 #pragma unroll
@@ -40,7 +40,7 @@ __device__ __forceinline__ uint32_t count_ahead(const float (&acc)[4][4][4], uin
         const int i = kRows ? line : at;
         const int k = kRows ? at : line;
         const float limit = kWhole ? bound.whole() : bound.at(kRows ? thread.col(k) : thread.row(i));
-        if (!(element(acc, i, k) <= limit) && (kWhole || (bits >> (8 * i + k) & 1))) count += 1;
+        if (!(element(acc, i, k) <= limit) && (kWhole || (bits >> bit_at(i, k) & 1))) count += 1;
     }
     return count;
 }
@@ -48,7 +48,7 @@ __device__ __forceinline__ uint32_t count_ahead(const float (&acc)[4][4][4], uin
 // Elements of the warp that are ahead in the thread's 8 rows or columns, a byte per line: at most 32 or 64. `all` says that
 // every element counts, `bound_of(line)` gives the bounds.
 template <bool kRows, typename BoundOf>
-__device__ __forceinline__ void count_lines(const float (&acc)[4][4][4], uint64_t bits, bool all, const TileThread& thread,
+__device__ __forceinline__ void count_lines(const TileAcc& acc, uint64_t bits, bool all, const TileThread& thread,
                                             uint32_t (&words)[2], BoundOf bound_of) {
     words[0] = words[1] = 0;
 #pragma unroll
@@ -67,7 +67,7 @@ __device__ __forceinline__ void count_lines(const float (&acc)[4][4][4], uint64_
     }
 }
 
-// The count of row joined_row(h), and of column joined_col().
+// The count of row joined_row(h), and of column joined_col(0).
 __device__ __forceinline__ uint32_t joined_row_count(const uint32_t (&words)[2], uint32_t lane, int h) {
     return words[h] >> (8 * (lane & 3)) & 0xffu;
 }

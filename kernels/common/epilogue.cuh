@@ -1,96 +1,88 @@
 // What a thread holds of a tile, and what all epilogues do with it first.
 //
-// A thread owns 8 rows and 8 columns of the tile, and the 64 elements where they cross:
-//   row i of 8     warp_row * 64 + 8 i + lane / 4
-//   column k of 8  warp_col * 32 + 8 (k / 2) + 2 (lane % 4) + k % 2
+// A thread owns kThreadRows rows and kThreadCols columns of the tile (tile_layout.cuh), and the elements where they cross:
+//   row i     first row of its warp + 8 i + lane / 4
+//   column k  first column of its warp + 8 (k / 2) + 2 (lane % 4) + k % 2
 #pragma once
 #include <stdint.h>
 
-#include "common/tile.cuh"
+#include "common/tile_layout.cuh"
 
 struct TileThread {
-    uint32_t index;      // in the block
-    uint32_t first_row;  // row 0 of 8
-    uint32_t first_col;  // column 0 of 8
+    uint32_t index;      // among those that hold the tile
+    uint32_t first_row;  // row 0
+    uint32_t first_col;  // column 0
 
     // Made anew for every epilogue. The index is read by a volatile instruction so that neither it nor what follows from it
     // is kept in registers through the products, which need them.
     __device__ __forceinline__ TileThread() {
         asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
-        first_row = warp_row() * 64 + (lane() >> 2);
-        first_col = warp_col() * 32 + (lane() & 3) * 2;
+        first_row = warp_row() * (8 * kThreadRows) + (lane() >> 2);
+        first_col = warp_col() * (4 * kThreadCols) + (lane() & 3) * 2;
     }
     __device__ __forceinline__ uint32_t lane() const { return index & 31; }
-    __device__ __forceinline__ uint32_t warp_row() const { return index >> 7; }
-    __device__ __forceinline__ uint32_t warp_col() const { return (index >> 5) & 3; }
+    __device__ __forceinline__ uint32_t warp_row() const { return (index >> 5) / kWarpCols; }
+    __device__ __forceinline__ uint32_t warp_col() const { return (index >> 5) % kWarpCols; }
     __device__ __forceinline__ uint32_t row(int i) const { return first_row + 8 * i; }
     __device__ __forceinline__ uint32_t col(int k) const { return first_col + 8 * (k >> 1) + (k & 1); }
 
-    // The rows h of 2 and the column that join_rows() and join_cols() leave to this thread. The lanes of a warp get
-    // different ones modulo 32, so storing by them meets no bank conflict.
+    // Row h of kJoinedRows and column h of kJoinedCols that join_rows() and join_cols() leave to this thread. The lanes of a
+    // warp get different ones modulo 32, so storing by them meets no bank conflict; with kThreadRows = 2 every row goes to
+    // two lanes.
     __device__ __forceinline__ uint32_t joined_row(int h) const {
-        return warp_row() * 64 + 32 * h + (lane() & 3) * 8 + (lane() >> 2);
+        return warp_row() * (8 * kThreadRows) + 32 * h + (lane() & (kThreadRows < 4 ? 1 : 3)) * 8 + (lane() >> 2);
     }
-    __device__ __forceinline__ uint32_t joined_col() const {
+    __device__ __forceinline__ uint32_t joined_col(int h) const {
         const uint32_t k = lane() >> 2;
-        return warp_col() * 32 + (k >> 1) * 8 + (lane() & 3) * 2 + (k & 1);
+        return warp_col() * (4 * kThreadCols) + 32 * h + (k >> 1) * 8 + (lane() & 3) * 2 + (k & 1);
     }
 };
 
 // Element (row i, column k) of a thread.
-__device__ __forceinline__ float& element(float (&acc)[4][4][4], int i, int k) {
-    return acc[i >> 1][k >> 1][(i & 1) * 2 + (k & 1)];
-}
-__device__ __forceinline__ float element(const float (&acc)[4][4][4], int i, int k) {
-    return acc[i >> 1][k >> 1][(i & 1) * 2 + (k & 1)];
-}
-
-__device__ __forceinline__ void clear_tile(float (&acc)[4][4][4]) {
-#pragma unroll
-    for (int e = 0; e < 64; ++e) acc[e >> 4][(e >> 2) & 3][e & 3] = 0.0f;
-}
+__device__ __forceinline__ float& element(TileAcc& acc, int i, int k) { return acc[element_at(i, k)]; }
+__device__ __forceinline__ float element(const TileAcc& acc, int i, int k) { return acc[element_at(i, k)]; }
 
 // S = acc * inv_x[row] * inv_y[col], in this order everywhere. A missing factor is 1, which changes no bits.
-__device__ __forceinline__ void scale_tile(float (&acc)[4][4][4], const TileThread& t, const float* inv_x,
+__device__ __forceinline__ void scale_tile(TileAcc& acc, const TileThread& t, const float* inv_x,
                                            const float* inv_y, uint32_t row0, uint32_t col0, uint32_t n, uint32_t m) {
     if (inv_x != nullptr) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
             const uint32_t row = row0 + t.row(i);
             const float f = row < n ? __ldg(inv_x + row) : 1.0f;
 #pragma unroll
-            for (int k = 0; k < 8; ++k) element(acc, i, k) *= f;
+            for (int k = 0; k < kThreadCols; ++k) element(acc, i, k) *= f;
         }
     }
     if (inv_y != nullptr) {
 #pragma unroll
-        for (int k = 0; k < 8; ++k) {
+        for (int k = 0; k < kThreadCols; ++k) {
             const uint32_t col = col0 + t.col(k);
             const float f = col < m ? __ldg(inv_y + col) : 1.0f;
 #pragma unroll
-            for (int i = 0; i < 8; ++i) element(acc, i, k) *= f;
+            for (int i = 0; i < kThreadRows; ++i) element(acc, i, k) *= f;
         }
     }
 }
 
-// Which of the thread's elements exist and satisfy `rule`(is the pair, is of the own group): bit 8 i + k for element (i, k).
-// Apart from the accumulators and rolled up on purpose: beside them, 64 unrolled tests do not fit the registers.
+// Which of the thread's elements exist and satisfy `rule`(is the pair, is of the own group): see bit_at().
+// Apart from the accumulators and rolled up on purpose: beside them, unrolled tests do not fit the registers.
 template <typename Rule>
-__device__ __forceinline__ uint64_t select_elements(const TileThread& t, uint32_t row0, uint32_t col0, uint32_t n, uint32_t m,
+__device__ __forceinline__ TileBits select_elements(const TileThread& t, uint32_t row0, uint32_t col0, uint32_t n, uint32_t m,
                                                     const int64_t* row_groups, const int64_t* col_groups, Rule rule) {
     const bool grouped = row_groups != nullptr;
-    uint64_t bits = 0;
+    TileBits bits = 0;
 #pragma unroll 1
-    for (int k = 0; k < 8; ++k) {
+    for (int k = 0; k < kThreadCols; ++k) {
         const uint32_t col = col0 + t.col(k);
         const int64_t group = grouped && col < m ? __ldg(col_groups + col) : 0;
-        uint64_t column = 0;
+        TileBits column = 0;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
             const uint32_t row = row0 + t.row(i);
             const bool inside = row < n && col < m;
             const bool same = grouped && inside && __ldg(row_groups + row) == group;
-            if (inside && rule(row == col, same)) column |= uint64_t(1) << (8 * i);
+            if (inside && rule(row == col, same)) column |= TileBits(1) << (kThreadCols * i);
         }
         bits |= column << k;
     }
@@ -113,18 +105,23 @@ __device__ __forceinline__ void halve(V* v, bool bit, int partner, Join join) {
     }
 }
 
-// Joins the 8 values of a row-wise quantity over the 4 lanes that share the rows. On return v[h], h of 2, belongs to row
-// i = 4 h + lane % 4 of 8, that is to row joined_row(h) of the tile.
+// Joins the values of a row-wise quantity over the 4 lanes that share the rows. On return v[h], h of kJoinedRows, belongs to
+// row joined_row(h) of the tile.
 template <typename V, typename Join>
-__device__ __forceinline__ void join_rows(V (&v)[8], const TileThread& t, Join join) {
-    halve<4>(v, t.index & 1, 1, join);
-    halve<2>(v, t.index & 2, 2, join);
+__device__ __forceinline__ void join_rows(V (&v)[kThreadRows], const TileThread& t, Join join) {
+    if constexpr (kThreadRows == 8) {
+        halve<4>(v, t.index & 1, 1, join);
+        halve<2>(v, t.index & 2, 2, join);
+    } else {
+        halve<1>(v, t.index & 1, 1, join);
+        v[0] = join(v[0], exchange(v[0], 2));
+    }
 }
 
-// The same for the 8 lanes that share the columns. On return v[0] belongs to column joined_col() of the tile.
+// The same for the 8 lanes that share the columns. On return v[h], h of kJoinedCols, belongs to column joined_col(h).
 template <typename V, typename Join>
-__device__ __forceinline__ void join_cols(V (&v)[8], const TileThread& t, Join join) {
-    halve<4>(v, t.index & 4, 4, join);
-    halve<2>(v, t.index & 8, 8, join);
-    halve<1>(v, t.index & 16, 16, join);
+__device__ __forceinline__ void join_cols(V (&v)[kThreadCols], const TileThread& t, Join join) {
+    halve<kThreadCols / 2>(v, t.index & 4, 4, join);
+    halve<kThreadCols / 4>(v, t.index & 8, 8, join);
+    halve<kThreadCols / 8>(v, t.index & 16, 16, join);
 }

@@ -4,6 +4,8 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 
+#include "common/tile_layout.cuh"
+
 // accumulate(x, y, acc): acc += the stage's products; x and y are 128 swizzled rows of 128 bytes (tile.cuh).
 template <typename T>
 struct TileMath;
@@ -38,7 +40,7 @@ __device__ __forceinline__ void mma_m16n8k16<__nv_bfloat16>(float (&c)[4], const
 
 template <typename T>
 struct TileMath16 {
-    static __device__ __forceinline__ void accumulate(const char* x, const char* y, float (&acc)[4][4][4]) {
+    static __device__ __forceinline__ void accumulate(const char* x, const char* y, TileAcc& acc) {
         const uint32_t lane = threadIdx.x & 31;
         const uint32_t warp = threadIdx.x >> 5;
         const uint32_t swizzle = lane & 7;  // all rows below are multiples of 8 plus this
@@ -64,7 +66,8 @@ struct TileMath16 {
             for (int mi = 0; mi < 4; ++mi) {
 #pragma unroll
                 for (int ni = 0; ni < 4; ++ni) {
-                    mma_m16n8k16<T>(acc[mi][ni], a[mi], b[ni >> 1][2 * (ni & 1)], b[ni >> 1][2 * (ni & 1) + 1]);
+                    float(&c)[4] = reinterpret_cast<float(&)[4]>(acc[element_at(2 * mi, 2 * ni)]);
+                    mma_m16n8k16<T>(c, a[mi], b[ni >> 1][2 * (ni & 1)], b[ni >> 1][2 * (ni & 1) + 1]);
                 }
             }
         }

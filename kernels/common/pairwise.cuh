@@ -26,32 +26,35 @@ constexpr uint32_t kTileElements = kTile * kTile;
 __device__ __forceinline__ float4* tile_chunk(float* tiles, uint64_t tile, const TileThread& t, int a, int b) {
     return reinterpret_cast<float4*>(tiles + tile * kTileElements) + (4 * a + b) * kTileThreads + t.index;
 }
-__device__ __forceinline__ void store_tile(float* tiles, uint64_t tile, const TileThread& t, const float (&acc)[4][4][4]) {
+__device__ __forceinline__ void store_tile(float* tiles, uint64_t tile, const TileThread& t, const TileAcc& acc) {
 #pragma unroll
     for (int a = 0; a < 4; ++a) {
 #pragma unroll
         for (int b = 0; b < 4; ++b) {
-            *tile_chunk(tiles, tile, t, a, b) = make_float4(acc[a][b][0], acc[a][b][1], acc[a][b][2], acc[a][b][3]);
+            const int e = element_at(2 * a, 2 * b);
+            *tile_chunk(tiles, tile, t, a, b) = make_float4(acc[e], acc[e + 1], acc[e + 2], acc[e + 3]);
         }
     }
 }
-__device__ __forceinline__ void load_tile(float* tiles, uint64_t tile, const TileThread& t, float (&acc)[4][4][4]) {
+__device__ __forceinline__ void load_tile(float* tiles, uint64_t tile, const TileThread& t, TileAcc& acc) {
 #pragma unroll
     for (int a = 0; a < 4; ++a) {
 #pragma unroll
         for (int b = 0; b < 4; ++b) {
+            const int e = element_at(2 * a, 2 * b);
             const float4 v = *tile_chunk(tiles, tile, t, a, b);
-            acc[a][b][0] = v.x, acc[a][b][1] = v.y, acc[a][b][2] = v.z, acc[a][b][3] = v.w;
+            acc[e] = v.x, acc[e + 1] = v.y, acc[e + 2] = v.z, acc[e + 3] = v.w;
         }
     }
 }
-__device__ __forceinline__ void add_tile(float* tiles, uint64_t tile, const TileThread& t, float (&acc)[4][4][4]) {
+__device__ __forceinline__ void add_tile(float* tiles, uint64_t tile, const TileThread& t, TileAcc& acc) {
 #pragma unroll
     for (int a = 0; a < 4; ++a) {
 #pragma unroll
         for (int b = 0; b < 4; ++b) {
+            const int e = element_at(2 * a, 2 * b);
             const float4 v = *tile_chunk(tiles, tile, t, a, b);
-            acc[a][b][0] += v.x, acc[a][b][1] += v.y, acc[a][b][2] += v.z, acc[a][b][3] += v.w;
+            acc[e] += v.x, acc[e + 1] += v.y, acc[e + 2] += v.z, acc[e + 3] += v.w;
         }
     }
 }
@@ -60,7 +63,7 @@ __device__ __forceinline__ void add_tile(float* tiles, uint64_t tile, const Tile
 __device__ __forceinline__ bool computes(const PairwiseTiles& p) { return p.keep <= kKeepStore; }
 
 // From the products of a tile, where there are any, to its similarities.
-__device__ __forceinline__ void similarities(const PairwiseTiles& p, const TileThread& t, float (&acc)[4][4][4],
+__device__ __forceinline__ void similarities(const PairwiseTiles& p, const TileThread& t, TileAcc& acc,
                                              uint32_t row0, uint32_t col0) {
     const uint64_t tile = uint64_t(row0 / kTile - p.first_kept) * tiles_of(p.m) + col0 / kTile;
     if (p.keep == kKeepLoad) return load_tile(p.kept, tile, t, acc);
@@ -184,13 +187,13 @@ __device__ __forceinline__ PairBits classify_some(const PairwiseTiles& p, const 
     const bool grouped = p.row_groups != nullptr;
     PairBits bits{0, 0};
 #pragma unroll 1
-    for (int k = 0; k < 8; ++k) {
+    for (int k = 0; k < kThreadCols; ++k) {
         const uint32_t col = col0 + t.col(k);
         if (col >= p.m || ignored(p.ignore_cols, col)) continue;
         const int64_t group = grouped ? __ldg(p.col_groups + col) : 0;
         uint64_t neg = 0, pos = 0;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
             const uint32_t row = row0 + t.row(i);
             const bool own = row == col;
             if (row >= p.n || ignored(p.ignore_rows, row) || (own && p.single)) continue;
@@ -218,13 +221,13 @@ __device__ __forceinline__ PairBits classify(const PairwiseTiles& p, const TileT
 // Marks the columns of positives. Threads and blocks that have one of the same column write the same.
 __device__ __forceinline__ void flag_columns(const TileThread& t, uint64_t pos, uint32_t col0, uint32_t* flags) {
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
+    for (int k = 0; k < kThreadCols; ++k) {
         if (pos >> k & 0x0101010101010101u) flags[col0 + t.col(k)] = 1;
     }
 }
 __device__ __forceinline__ void flag_rows(const TileThread& t, uint64_t pos, uint32_t row0, uint32_t* flags) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < kThreadRows; ++i) {
         if ((pos >> (8 * i) & 0xff) != 0) flags[row0 + t.row(i)] = 1;
     }
 }
@@ -248,17 +251,17 @@ __device__ __forceinline__ bool keeps_positive(float s, float epsilon, float hig
 
 // Takes out of the bits of row i of 8 what keeps(similarity) refuses.
 template <typename Keeps>
-__device__ __forceinline__ void keep_row(const float (&acc)[4][4][4], uint64_t& bits, int i, Keeps keeps) {
+__device__ __forceinline__ void keep_row(const TileAcc& acc, uint64_t& bits, int i, Keeps keeps) {
     uint32_t kept = 0;
 #pragma unroll
-    for (int k = 0; k < 8; ++k) kept |= keeps(element(acc, i, k)) ? 1u << k : 0u;
+    for (int k = 0; k < kThreadCols; ++k) kept |= keeps(element(acc, i, k)) ? 1u << k : 0u;
     bits &= ~(uint64_t(0xff) << (8 * i)) | uint64_t(kept) << (8 * i);
 }
 
-__device__ __forceinline__ void keep_mined(const PairwiseTiles& p, const TileThread& t, const float (&acc)[4][4][4],
+__device__ __forceinline__ void keep_mined(const PairwiseTiles& p, const TileThread& t, const TileAcc& acc,
                                            PairBits& bits, uint32_t row0) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < kThreadRows; ++i) {
         const uint32_t row = min(row0 + t.row(i), p.n - 1);
         const float lowest = __ldg(p.lowest + row), highest = __ldg(p.highest + row);
         keep_row(acc, bits.neg, i, [&](float s) { return keeps_negative(s, p.c[3], lowest); });
@@ -269,7 +272,7 @@ __device__ __forceinline__ void keep_mined(const PairwiseTiles& p, const TileThr
 // Logarithms to base 2 of the probabilities of the thread's columns; 0 without any.
 __device__ __forceinline__ void load_log_q(const PairwiseTiles& p, const TileThread& t, uint32_t col0, float (&q)[8]) {
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
+    for (int k = 0; k < kThreadCols; ++k) {
         const uint32_t col = col0 + t.col(k);
         q[k] = p.log_q != nullptr && col < p.m ? __ldg(p.log_q + col) * kLog2E : 0.0f;
     }

@@ -36,7 +36,7 @@ struct TileSets {
     template <typename V>
     __device__ __forceinline__ void put_cols(V (&v)[8], V (&to)[4][kTile]) const {
         join_cols(v, thread, [](V a, V b) { return a + b; });
-        to[thread.warp_row()][thread.joined_col()] = v[0];
+        to[thread.warp_row()][thread.joined_col(0)] = v[0];
     }
     // Over the warps that share this thread's set, in order.
     template <typename V>
@@ -55,22 +55,22 @@ struct TileSets {
     // whose columns have no probabilities.
     template <bool kPlain>
     static __device__ __forceinline__ bool has(uint64_t bits, int i, int k) {
-        return kPlain || (bits >> (8 * i + k) & 1) != 0;
+        return kPlain || (bits >> bit_at(i, k) & 1) != 0;
     }
     // Of a row; the logits of columns know no probabilities.
     template <bool kPlain>
-    __device__ __forceinline__ float logit(const float (&acc)[4][4][4], int i, int k) const {
+    __device__ __forceinline__ float logit(const TileAcc& acc, int i, int k) const {
         return kPlain ? element(acc, i, k) : element(acc, i, k) - q[k];
     }
 
     template <bool kPlain>
-    __device__ __forceinline__ void row_tops(const float (&acc)[4][4][4], uint64_t bits, float (&to)[4][kTile]) const {
+    __device__ __forceinline__ void row_tops(const TileAcc& acc, uint64_t bits, float (&to)[4][kTile]) const {
         float v[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
             v[i] = neg_infinity();
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
+            for (int k = 0; k < kThreadCols; ++k) {
                 v[i] = max_nan(v[i], has<kPlain>(bits, i, k) ? logit<kPlain>(acc, i, k) : neg_infinity());
             }
         }
@@ -79,34 +79,34 @@ struct TileSets {
         to[thread.warp_col()][thread.joined_row(1)] = v[1];
     }
     template <bool kPlain>
-    __device__ __forceinline__ void col_tops(const float (&acc)[4][4][4], uint64_t bits, float (&to)[4][kTile]) const {
+    __device__ __forceinline__ void col_tops(const TileAcc& acc, uint64_t bits, float (&to)[4][kTile]) const {
         float v[8];
 #pragma unroll
-        for (int k = 0; k < 8; ++k) {
+        for (int k = 0; k < kThreadCols; ++k) {
             v[k] = neg_infinity();
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
+            for (int i = 0; i < kThreadRows; ++i) {
                 v[k] = max_nan(v[k], has<kPlain>(bits, i, k) ? element(acc, i, k) : neg_infinity());
             }
         }
         join_cols(v, thread, [](float a, float b) { return max_nan(a, b); });
-        to[thread.warp_row()][thread.joined_col()] = v[0];
+        to[thread.warp_row()][thread.joined_col(0)] = v[0];
     }
 
     // Of the rows' set `which`: sum of 2^(u - reference), members, and with `weighted` the sum of those terms times u; of
     // positives the sum of u.
     template <bool kPlain>
-    __device__ __forceinline__ void row_sums(const float (&acc)[4][4][4], uint64_t bits, int which, bool weighted) const {
+    __device__ __forceinline__ void row_sums(const TileAcc& acc, uint64_t bits, int which, bool weighted) const {
         float sum[8], aux[8];
         uint32_t count[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
             const float reference = scratch.reference[which][thread.row(i)];
             sum[i] = 0.0f;
             aux[i] = 0.0f;
             count[i] = __popc(line_bits(bits, i));
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
+            for (int k = 0; k < kThreadCols; ++k) {
                 const float u = logit<kPlain>(acc, i, k);
                 const float e = exp2_fast(u - reference);
                 const bool member = has<kPlain>(bits, i, k);
@@ -124,12 +124,12 @@ struct TileSets {
     // e = 2^(u - row's) the column's term is e 2^(row's - column's), and what underflows in e is then below 2^-66 of the
     // column's largest.
     template <bool kPlain>
-    __device__ __forceinline__ void both_sums(const float (&acc)[4][4][4], uint64_t bits) const {
+    __device__ __forceinline__ void both_sums(const TileAcc& acc, uint64_t bits) const {
         float of_col[8], row[8], col[8];
         uint32_t count[8];
         float high[2] = {neg_infinity(), neg_infinity()}, low[2] = {neg_infinity(), neg_infinity()};  // low: of -x
 #pragma unroll
-        for (int k = 0; k < 8; ++k) {
+        for (int k = 0; k < kThreadCols; ++k) {
             const float of_row = scratch.reference[0][thread.row(k)];
             of_col[k] = scratch.reference[1][thread.col(k)] - (kPlain ? 0.0f : q[k]);
             high[0] = max_nan(high[0], of_row), low[0] = max_nan(low[0], -of_row);
@@ -140,11 +140,11 @@ struct TileSets {
         if (__all_sync(kFullWarp, high[0] + low[1] <= kNear && high[1] + low[0] <= kNear)) {
             const float origin = high[0];
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
+            for (int i = 0; i < kThreadRows; ++i) {
                 const float reference = scratch.reference[0][thread.row(i)];
                 const float to_col = exp2_fast(reference - origin);
 #pragma unroll
-                for (int k = 0; k < 8; ++k) {
+                for (int k = 0; k < kThreadCols; ++k) {
                     const float e = exp2_fast(logit<kPlain>(acc, i, k) - reference);
                     const float term = has<kPlain>(bits, i, k) ? e : 0.0f;
                     row[i] += term;
@@ -152,13 +152,13 @@ struct TileSets {
                 }
             }
 #pragma unroll
-            for (int k = 0; k < 8; ++k) col[k] *= exp2_fast(origin - of_col[k]);
+            for (int k = 0; k < kThreadCols; ++k) col[k] *= exp2_fast(origin - of_col[k]);
         } else {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
+            for (int i = 0; i < kThreadRows; ++i) {
                 const float reference = scratch.reference[0][thread.row(i)];
 #pragma unroll
-                for (int k = 0; k < 8; ++k) {
+                for (int k = 0; k < kThreadCols; ++k) {
                     const float u = logit<kPlain>(acc, i, k);
                     const bool member = has<kPlain>(bits, i, k);
                     row[i] += member ? exp2_fast(u - reference) : 0.0f;
@@ -173,18 +173,18 @@ struct TileSets {
 
     // Sums of the terms themselves; value(element, row i, column k) is one, active(value) whether it counts.
     template <typename Value, typename Active>
-    __device__ __forceinline__ void term_rows(const float (&acc)[4][4][4], uint64_t bits, int which, Value value,
+    __device__ __forceinline__ void term_rows(const TileAcc& acc, uint64_t bits, int which, Value value,
                                                Active active) const {
         float sum[8];
         uint32_t count[8];
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < kThreadRows; ++i) {
             sum[i] = 0.0f;
             count[i] = 0;
 #pragma unroll
-            for (int k = 0; k < 8; ++k) {
+            for (int k = 0; k < kThreadCols; ++k) {
                 const float v = value(element(acc, i, k), i);
-                const bool member = (bits >> (8 * i + k) & 1) && active(v);
+                const bool member = (bits >> bit_at(i, k) & 1) && active(v);
                 sum[i] += member ? v : 0.0f;
                 count[i] += member ? 1u : 0u;
             }
@@ -193,17 +193,17 @@ struct TileSets {
         put_rows(count, scratch.count[which]);
     }
     template <typename Value, typename Active>
-    __device__ __forceinline__ void term_cols(const float (&acc)[4][4][4], uint64_t bits, Value value, Active active) const {
+    __device__ __forceinline__ void term_cols(const TileAcc& acc, uint64_t bits, Value value, Active active) const {
         float sum[8];
         uint32_t count[8];
 #pragma unroll
-        for (int k = 0; k < 8; ++k) {
+        for (int k = 0; k < kThreadCols; ++k) {
             sum[k] = 0.0f;
             count[k] = 0;
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
+            for (int i = 0; i < kThreadRows; ++i) {
                 const float v = value(element(acc, i, k), k);
-                const bool member = (bits >> (8 * i + k) & 1) && active(v);
+                const bool member = (bits >> bit_at(i, k) & 1) && active(v);
                 sum[k] += member ? v : 0.0f;
                 count[k] += member ? 1u : 0u;
             }

@@ -12,12 +12,13 @@
 #include <stdint.h>
 
 #include "common/mma.cuh"
+#include "common/tile_layout.cuh"
 
 __device__ __forceinline__ float4 load_vector(const char* shared) { return *reinterpret_cast<const float4*>(shared); }
 
 template <>
 struct TileMath<float> {
-    static __device__ __forceinline__ void accumulate(const char* x, const char* y, float (&acc)[4][4][4]) {
+    static __device__ __forceinline__ void accumulate(const char* x, const char* y, TileAcc& acc) {
         const uint32_t lane = threadIdx.x & 31;
         const uint32_t warp = threadIdx.x >> 5;
         const uint32_t g = lane >> 2;
@@ -53,7 +54,7 @@ struct TileMath<float> {
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
 #pragma unroll
-            for (int k = 0; k < 8; ++k) acc[i >> 1][k >> 1][(i & 1) * 2 + (k & 1)] += part[i >> 1][k >> 1][(i & 1) * 2 + (k & 1)];
+            for (int k = 0; k < 8; ++k) acc[element_at(i, k)] += part[i >> 1][k >> 1][(i & 1) * 2 + (k & 1)];
         }
     }
 };

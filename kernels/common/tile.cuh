@@ -2,7 +2,7 @@
 //
 //   x  (n, d) T, y  (m, d) T: row-major, base and row stride multiples of 16 bytes; T is f32, f16 or bf16.
 //
-// Work    256 threads, 8 warps as 2 (rows) x 4 (columns), 64 x 32 elements each: acc[4][4][4] in the layout of the
+// Work    256 threads, 8 warps as 2 (rows) x 4 (columns), 64 x 32 elements each: in the layout of the
 //         accumulators of mma.sync.m16n8k16, for f32 too, so that all epilogues are shared (epilogue.cuh).
 // Shared  3 stages of 2 x 128 rows x 128 bytes of k (64 16-bit or 32 f32 elements): 98,304 bytes, which an SM of every
 //         architecture from sm_80 on can give to one block. The 16-byte chunk c of row r lies at chunk c ^ (r & 7): eight
@@ -15,15 +15,15 @@
 
 #include "common/mma.cuh"
 #include "common/simt.cuh"
+#include "common/tile_layout.cuh"
 
-constexpr int kTile = 128;        // rows, and columns, of a tile
-constexpr int kTileThreads = 256;
 constexpr int kStages = 3;        // two in flight, one in use
 constexpr int kRowBytes = 128;    // bytes of k in a row of a stage
 constexpr int kRowChunks = kRowBytes / 16;
 constexpr int kOperandBytes = kTile * kRowBytes;
 constexpr int kStageBytes = 2 * kOperandBytes;
 constexpr int kPipelineBytes = kStages * kStageBytes;
+constexpr int kScratchBytes = kStageBytes;  // for the epilogue of a sweep
 static_assert(kPipelineBytes == 98304, "keep in step with TILE_SHARED_BYTES in src/cuda/plan.rs");
 
 // Blocks that are to fit a multiprocessor at a time, so that one multiplies during the epilogue of another. The shared
@@ -76,7 +76,7 @@ class TileStream {
     }
 
     // The products of the next tile, added to `acc`. On return all threads of the block may still be reading scratch().
-    __device__ __forceinline__ void accumulate(float (&acc)[4][4][4]) {
+    __device__ __forceinline__ void accumulate(TileAcc& acc) {
         for (uint32_t k = 0; k < shape_.k_bytes; k += kRowBytes) {
             wait_copies<kStages - 2>();
             __syncthreads();  // this step's data has arrived from all threads, and nobody reads the last step's stage
@@ -138,7 +138,7 @@ class TileStream {
     }
 
     char* stages_;
-    const TileShape& shape_;
+    const TileShape shape_;
     Cursor cursor_;    // the tile whose loads come next
     const char* gx_;   // this thread's chunk of its first row of X, and of Y
     const char* gy_;
@@ -164,8 +164,55 @@ struct RectCursor {
     }
 };
 
-// First tile of part `part` when `tiles` are dealt to `parts` as evenly as they go. At most 2^24 tiles to 16 parts.
-__device__ __forceinline__ uint32_t part_begin(uint32_t tiles, uint32_t parts, uint32_t part) {
-    return tiles * part / parts;
+// The share of this block, (column split, row split) of the grid, of row tiles [first, end) and all columns.
+__device__ __forceinline__ TileRect tile_rect(uint32_t first, uint32_t end, uint32_t cols, uint32_t row_splits,
+                                              uint32_t col_splits) {
+    return {first + part_begin(end - first, row_splits, blockIdx.y), first + part_begin(end - first, row_splits, blockIdx.y + 1),
+            part_begin(tiles_of(cols), col_splits, blockIdx.x), part_begin(tiles_of(cols), col_splits, blockIdx.x + 1)};
 }
-__device__ __forceinline__ uint32_t tiles_of(uint32_t extent) { return (extent + (kTile - 1)) / kTile; }
+
+// Where the operands of a sweep are: the parameters of any of its kernels.
+template <typename T, typename Params>
+struct TileOperands {
+    const Params& p;
+
+    __device__ __forceinline__ TileShape shape() const {
+        return {p.ldx * int64_t(sizeof(T)), p.ldy * int64_t(sizeof(T)), p.n, p.m, p.d * uint32_t(sizeof(T))};
+    }
+    __device__ __forceinline__ RectCursor cursor(const TileRect& rect) const {
+        return {static_cast<const char*>(p.x), static_cast<const char*>(p.y), rect.r, rect.r_end, rect.c, rect.c, rect.c_end};
+    }
+};
+
+// A sweep over a rectangle: tile(acc, r, c, scratch) is called for its tiles in order, by all threads; scratch is a stage's
+// bytes of shared memory, free from the first barrier of the call on.
+template <typename T>
+class RectSweep {
+  public:
+    // Starts the first loads. `computes`: whether there are products at all, or `acc` comes as zeros.
+    template <typename Params>
+    __device__ __forceinline__ RectSweep(char* stages, const TileOperands<T, Params>& operands, const TileRect& rect,
+                                         bool computes = true)
+        : rect_(rect), computes_(computes),
+          stream_(stages, operands.shape(), operands.cursor(computes ? rect : TileRect{0, 0, 0, 0})) {}
+
+    template <typename Tile>
+    __device__ __forceinline__ void run(Tile tile) {
+        for (uint32_t r = rect_.r; r < rect_.r_end; ++r) {
+            for (uint32_t c = rect_.c; c < rect_.c_end; ++c) {
+                TileAcc acc;
+#pragma unroll
+                for (int e = 0; e < kThreadElements; ++e) acc[e] = 0.0f;
+                if (computes_) stream_.accumulate(acc);
+                tile(acc, r, c, stream_.scratch());
+            }
+        }
+    }
+    // Whether this thread holds tiles, and goes on after run().
+    __device__ __forceinline__ bool holds() const { return true; }
+
+  private:
+    const TileRect rect_;
+    const bool computes_;
+    TileStream<T, RectCursor> stream_;
+};

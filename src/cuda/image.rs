@@ -1,7 +1,7 @@
 //! The device code in this binary: one image per `kernels/<name>.cu`, and what is in it. `pairwise_custom.cu` has none: it is
 //! in the binary as text, and compiled at run time.
 
-use super::plan::TILE_SHARED_BYTES;
+use super::plan::{GROUP_SHARED_BYTES, SMALL_SHARED_BYTES, TILE_SHARED_BYTES};
 use super::top_k_params::MERGE_SHARED_BYTES;
 
 /// A kernel of an image.
@@ -18,6 +18,8 @@ pub(crate) struct Image {
     pub name: &'static str,
     /// A fat binary: machine code for some architectures, PTX for the others.
     pub bytes: &'static [u8],
+    /// Whether it is for sm_90a alone.
+    pub hopper: bool,
     pub kernels: &'static [KernelSpec],
 }
 
@@ -40,10 +42,32 @@ macro_rules! image {
         Image {
             name: $name,
             bytes: image_bytes!($name),
+            hopper: false,
             kernels: &[$(KernelSpec { name: $kernel, shared_bytes: 0 $(+ $shared)? }),*],
         }
     };
 }
+
+#[cfg(has_hopper_kernels)]
+macro_rules! hopper_image {
+    ($name:literal, [$($kernel:literal => $shared:expr),* $(,)?]) => {
+        Image { hopper: true, ..image!($name, [$($kernel => $shared),*]) }
+    };
+}
+#[cfg(not(has_hopper_kernels))]
+macro_rules! hopper_image {
+    ($name:literal, [$($kernel:literal => $shared:expr),* $(,)?]) => {
+        Image {
+            name: $name,
+            bytes: &[],
+            hopper: true,
+            kernels: &[$(KernelSpec { name: $kernel, shared_bytes: $shared }),*],
+        }
+    };
+}
+
+/// Whether the images for sm_90a alone are in this binary.
+pub(crate) const HAS_HOPPER: bool = cfg!(has_hopper_kernels);
 
 /// The architectures that `build.rs` compiled for.
 pub(crate) const BUILT_FOR: &str = env!("SIMGRAD_BUILT_ARCHS");
@@ -60,6 +84,16 @@ pub(crate) const IMAGES: &[Image] = &[
         ]
     ),
     image!("goal", ["goal_finalize"]),
+    image!(
+        "goal_small",
+        [
+            "goal_small_f32_f32",
+            "goal_small_f16_f16",
+            "goal_small_f16_f32",
+            "goal_small_bf16_bf16",
+            "goal_small_bf16_f32",
+        ]
+    ),
     image!("memory_bank", ["bank_push_16", "bank_push_32"]),
     image!(
         "mine",
@@ -72,6 +106,20 @@ pub(crate) const IMAGES: &[Image] = &[
             "mine_stats_bf16" => TILE_SHARED_BYTES,
             "mine_merge",
         ]
+    ),
+    hopper_image!("mine_hopper", ["mine_hopper_f16" => GROUP_SHARED_BYTES, "mine_hopper_bf16" => GROUP_SHARED_BYTES]),
+    hopper_image!(
+        "mine_small_hopper",
+        [
+            "mine_small_hopper_f16" => SMALL_SHARED_BYTES,
+            "mine_small_hopper_bf16" => SMALL_SHARED_BYTES,
+            "mine_stats_small_hopper_f16" => SMALL_SHARED_BYTES,
+            "mine_stats_small_hopper_bf16" => SMALL_SHARED_BYTES,
+        ]
+    ),
+    hopper_image!(
+        "mine_stats_hopper",
+        ["mine_stats_hopper_f16" => GROUP_SHARED_BYTES, "mine_stats_hopper_bf16" => GROUP_SHARED_BYTES]
     ),
     image!("mined_triplet", ["mined_triplet_weigh", "mined_triplet_finish"]),
     image!("pairwise", ["pairwise_extremes", "pairwise_finalize"]),

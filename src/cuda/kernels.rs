@@ -9,7 +9,8 @@ use cudarc::nvrtc::Ptx;
 
 use super::compiled_expression::Compiled;
 use super::driver::{alloc_failed, describe, is_sticky};
-use super::image::{BUILT_FOR, IMAGES, Image, KernelSpec};
+use super::image::{BUILT_FOR, HAS_HOPPER, IMAGES, Image, KernelSpec};
+use super::plan::{PlanDevice, Scheme};
 use super::probe::{DeviceFacts, driver_version, require_driver};
 use super::scope::Scope;
 use crate::error::{Error, Result};
@@ -19,6 +20,9 @@ const DEFAULT_SHARED_BYTES: u32 = 48 * 1024;
 
 /// The lowest compute capability that the kernels are written for: `mma.sync` on bf16 and `cp.async` need it.
 const LOWEST_CAPABILITY: (i32, i32) = (8, 0);
+
+/// The compute capability of sm_90a.
+const HOPPER: (i32, i32) = (9, 0);
 
 struct Function {
     name: &'static str,
@@ -35,6 +39,8 @@ struct Inner {
     fault: AtomicU32,
     /// What was compiled at run time.
     compiled: Mutex<Compiled>,
+    /// See [`Kernels::force_scheme`].
+    forced: Mutex<Option<Scheme>>,
     // Last, so that the modules are unloaded while the context lives.
     context: Arc<CudaContext>,
 }
@@ -74,7 +80,8 @@ impl Kernels {
             return Err(unsupported(device));
         }
         let mut functions = Vec::new();
-        for image in IMAGES {
+        let hopper = HAS_HOPPER && device.compute_capability == HOPPER;
+        for image in IMAGES.iter().filter(|image| hopper || !image.hopper) {
             let module = load_image(context, image, &device)?;
             for spec in image.kernels {
                 let function = load_function(&module, spec, &device)?;
@@ -84,7 +91,7 @@ impl Kernels {
         functions.sort_unstable_by_key(|f| f.name);
         let fault = AtomicU32::new(0);
         let compiled = Mutex::new(Compiled::default());
-        Ok(Self { inner: Arc::new(Inner { functions, device, fault, compiled, context: context.clone() }) })
+        Ok(Self { inner: Arc::new(Inner { functions, device, fault, compiled, forced: Mutex::default(), context: context.clone() }) })
     }
 
     /// The context that the kernels were loaded into.
@@ -95,6 +102,18 @@ impl Kernels {
     /// Facts about the context's device.
     pub fn device(&self) -> &DeviceFacts {
         &self.inner.device
+    }
+
+    /// What plans need to know of the context's device.
+    pub(crate) fn plan_device(&self) -> PlanDevice {
+        let forced = *self.inner.forced.lock().unwrap_or_else(PoisonError::into_inner);
+        PlanDevice { forced, ..PlanDevice::of(self.device()) }
+    }
+
+    /// Sweeps in this scheme from now on, where a kernel has it and the device runs it. For tests.
+    #[doc(hidden)]
+    pub fn force_scheme(&self, scheme: Option<Scheme>) {
+        *self.inner.forced.lock().unwrap_or_else(PoisonError::into_inner) = scheme;
     }
 
     /// Refuses after a kernel fault in this context, and a stream of another context.

@@ -8,6 +8,7 @@ use cudarc::driver::{CudaStream, DriverError, result};
 use super::driver::{describe, failed, is_sticky};
 use super::kernels::Kernels;
 use super::scope::Scope;
+use super::tensor_map::TensorMaps;
 use crate::error::{Error, Result};
 
 /// A kernel's only parameter, passed by value. Implemented by [`params!`](super::params) alone.
@@ -32,8 +33,44 @@ pub(crate) unsafe fn launch<P: Params>(
     shared_bytes: u32,
     params: &P,
 ) -> Result<()> {
-    let dimensions = (block, 1, 1);
-    let refused = |detail: String| Error::LaunchRefused { kernel: name, grid, block: dimensions, shared_bytes, detail };
+    let function = embedded(kernels, name, grid, block, shared_bytes)?;
+    let mut arguments = [argument(params)];
+    // SAFETY: by the caller's promise.
+    unsafe { enqueue(kernels, stream, (name, function), grid, block, shared_bytes, &mut arguments) }
+}
+
+/// As [`launch`], for a kernel that takes tensor maps before its parameters.
+///
+/// # Safety
+/// As [`launch`], and the maps' operands are valid as the pointers are.
+pub(crate) unsafe fn launch_mapped<P: Params>(
+    kernels: &Kernels,
+    stream: &CudaStream,
+    name: &'static str,
+    (grid, block, shared_bytes): ((u32, u32, u32), u32, u32),
+    maps: &TensorMaps,
+    params: &P,
+) -> Result<()> {
+    let function = embedded(kernels, name, grid, block, shared_bytes)?;
+    let mut arguments = [argument(maps), argument(params)];
+    // SAFETY: by the caller's promise.
+    unsafe { enqueue(kernels, stream, (name, function), grid, block, shared_bytes, &mut arguments) }
+}
+
+fn argument<A>(value: &A) -> *mut c_void {
+    std::ptr::from_ref(value).cast_mut().cast()
+}
+
+/// The function of an embedded kernel, if it can be launched with this much shared memory.
+fn embedded(
+    kernels: &Kernels,
+    name: &'static str,
+    grid: (u32, u32, u32),
+    block: u32,
+    shared_bytes: u32,
+) -> Result<CUfunction> {
+    let block = (block, 1, 1);
+    let refused = |detail: String| Error::LaunchRefused { kernel: name, grid, block, shared_bytes, detail };
     let Some((function, most_shared)) = kernels.function(name) else {
         let offered = kernels.device().shared_bytes;
         return Err(refused(format!("the device has only {offered} bytes of shared memory per block")));
@@ -41,8 +78,7 @@ pub(crate) unsafe fn launch<P: Params>(
     if shared_bytes > most_shared {
         return Err(refused(format!("the kernel was loaded for {most_shared} bytes of shared memory")));
     }
-    // SAFETY: by the caller's promise.
-    unsafe { launch_function(kernels, stream, (name, function), grid, block, shared_bytes, params) }
+    Ok(function)
 }
 
 /// As [`launch`], for a function that is not one of the embedded ones.
@@ -58,14 +94,27 @@ pub(crate) unsafe fn launch_function<P: Params>(
     shared_bytes: u32,
     params: &P,
 ) -> Result<()> {
+    // SAFETY: by the caller's promise.
+    unsafe { enqueue(kernels, stream, (name, function), grid, block, shared_bytes, &mut [argument(params)]) }
+}
+
+/// # Safety
+/// As [`launch_function`], of all arguments.
+unsafe fn enqueue(
+    kernels: &Kernels,
+    stream: &CudaStream,
+    (name, function): (&'static str, CUfunction),
+    grid: (u32, u32, u32),
+    block: u32,
+    shared_bytes: u32,
+    arguments: &mut [*mut c_void],
+) -> Result<()> {
     let block = (block, 1, 1);
     let refused = |detail: String| Error::LaunchRefused { kernel: name, grid, block, shared_bytes, detail };
     let scope = Scope::enter(name, stream.context())?;
-    let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
-    // SAFETY: the function is loaded in this context, which is current; the driver copies the one argument, whose type
-    // is the kernel's by the caller's promise, before it returns.
-    let launched =
-        unsafe { result::launch_kernel(function, grid, block, shared_bytes, stream.cu_stream(), &mut arguments) };
+    // SAFETY: the function is loaded in this context, which is current; the driver copies the arguments, whose types
+    // are the kernel's by the caller's promise, before it returns.
+    let launched = unsafe { result::launch_kernel(function, grid, block, shared_bytes, stream.cu_stream(), arguments) };
     drop(scope);
     launched.map_err(|e| {
         kernels.note(e);

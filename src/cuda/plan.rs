@@ -2,7 +2,7 @@
 //! come from the shape, the type and the scheme, never from the number of multiprocessors, so that no result depends on the
 //! size of a device. `explain.rs` has the reason beside each number.
 
-use super::image::BUILT_FOR;
+use super::image::HAS_HOPPER;
 use super::probe::DeviceFacts;
 use crate::dtype::DType;
 
@@ -36,6 +36,8 @@ const _: () = assert!(UNIT == GROUP_COLS);
 pub(crate) const GROUP_BLOCK: u32 = 384;
 const GROUP_STAGES: u32 = 4;
 const SMALL_STAGES: u32 = 6;
+/// Barriers, and what it takes to align the stages to 1024 bytes.
+const GROUP_EXTRA: u32 = 1024;
 /// For the epilogue: partial maxima or sums of a tile's rows and columns, and barriers.
 const GROUP_SCRATCH: u32 = 28 * 1024;
 /// Dynamic shared memory of a block of [`Scheme::GroupMma`].
@@ -49,7 +51,7 @@ const MAX_ROW_UNIT_PARTS: usize = MAX_SPLITS / GROUP_CLUSTER;
 pub const PLANNED_MULTIPROCESSORS: usize = 132;
 
 const fn group_shared(cols: usize, stages: u32) -> u32 {
-    stages * (GROUP_ROWS + cols) as u32 * ROW_BYTES + GROUP_SCRATCH
+    stages * (GROUP_ROWS + cols) as u32 * ROW_BYTES + GROUP_SCRATCH + GROUP_EXTRA
 }
 
 /// Band of `cosine_matrix`; `kBand` in `kernels/cosine_matrix.cu`.
@@ -167,7 +169,10 @@ impl SweepKernel {
 
     /// The schemes that it is written in. [`Scheme::WarpMma`] is always one.
     pub const fn schemes(self) -> &'static [Scheme] {
-        &[Scheme::WarpMma]
+        match self {
+            Self::Mine => &[Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall],
+            _ => &[Scheme::WarpMma],
+        }
     }
 
     fn has(self, scheme: Scheme) -> bool {
@@ -205,7 +210,7 @@ impl PlanDevice {
         Self {
             compute_capability: facts.compute_capability,
             multiprocessors: facts.multiprocessors,
-            group_code: BUILT_FOR.split(", ").any(|code| code == "sm_90a"),
+            group_code: HAS_HOPPER,
             ..like
         }
     }
@@ -372,7 +377,7 @@ mod tests {
     #[test]
     fn shared_memory_fits_a_block_of_9_0() {
         let most = [GROUP_SHARED_BYTES, SMALL_SHARED_BYTES].into_iter().max();
-        assert_eq!((most, SMALL_SHARED_BYTES), (Some(225_280), 176_128));
+        assert_eq!((most, SMALL_SHARED_BYTES), (Some(226_304), 177_152));
         assert!(most <= Some(232_448));
     }
 }

@@ -39,11 +39,12 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/row_norms.h`.
-    PrepareParams: 176 {
+    PrepareParams: 184 {
         x: PrepareSide,
         y: PrepareSide,
         pmin: u64,
         zeroed: u64,
+        cleared: u64,
         zeroed_len: u32,
         d: u32,
         normalize: u32,
@@ -275,11 +276,27 @@ impl Prepare {
         if !self.needed() {
             return Ok(());
         }
+        // SAFETY: by the caller's promise.
+        unsafe { self.launch_and_clear(kernels, stream, base, 0) }
+    }
+
+    /// As [`launch`](Self::launch), always, and clears the u32 at the device address `cleared`, unless that is 0.
+    ///
+    /// # Safety
+    /// As [`launch`](Self::launch), and `cleared` is valid.
+    pub(crate) unsafe fn launch_and_clear(
+        &self,
+        kernels: &Kernels,
+        stream: &CudaStream,
+        base: u64,
+        cleared: u64,
+    ) -> Result<()> {
         let params = PrepareParams {
             x: self.x.params(base),
             y: self.y.params(base),
             pmin: self.pmin(base).0,
             zeroed: self.zeroed(base),
+            cleared,
             zeroed_len: self.zeroed.map_or(0, |(_, len)| len as u32),
             d: self.d as u32,
             normalize: u32::from(self.l2),

@@ -1,0 +1,56 @@
+//! Launches of the kernels that sweep tiles, in the scheme of their plan.
+
+use cudarc::driver::CudaStream;
+
+use super::kernels::Kernels;
+use super::launch::{Params, launch, launch_mapped};
+use super::plan::{GROUP_CLUSTER, GROUP_COLS, GROUP_ROWS, SMALL_COLS, Scheme, SweepPlan};
+use super::prepare::{Operand, by_dtype};
+use super::tensor_map::{Mapped, TensorMaps};
+use crate::dtype::DType;
+use crate::error::Result;
+
+/// One kernel by its names in all schemes that it is written in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TileKernel {
+    /// [`Scheme::WarpMma`]: f32, f16, bf16.
+    pub warp: [&'static str; 3],
+    /// [`Scheme::GroupMma`]: f16, bf16.
+    pub group: [&'static str; 2],
+    /// Tiles beside each other in a step of that kernel: `SIMGRAD_GROUP_STEP`.
+    pub step: usize,
+    /// [`Scheme::GroupMmaSmall`]: f16, bf16.
+    pub small: [&'static str; 2],
+}
+
+/// Enqueues a kernel over `plan.grid` blocks of its plan.
+///
+/// # Safety
+/// The names are those of kernels that take `params` (behind tensor maps, in the schemes for groups), and every address in
+/// it and in the operands is valid on the stream's device for the plan's extents.
+pub(crate) unsafe fn launch_tiles<P: Params>(
+    kernels: &Kernels,
+    stream: &CudaStream,
+    kernel: &TileKernel,
+    plan: &SweepPlan,
+    [x, y]: [Operand; 2],
+    params: &P,
+) -> Result<()> {
+    let shape = plan.shape;
+    let (names, cols) = match plan.scheme {
+        Scheme::WarpMma => {
+            let name = by_dtype(shape.dtype, kernel.warp);
+            // SAFETY: by the caller's promise.
+            return unsafe { launch(kernels, stream, name, plan.grid, plan.threads, plan.shared_bytes, params) };
+        }
+        // Every block of a cluster brings its share.
+        Scheme::GroupMma => (kernel.group, GROUP_COLS / 2 * kernel.step / GROUP_CLUSTER),
+        Scheme::GroupMmaSmall => (kernel.small, SMALL_COLS),
+    };
+    let name = names[usize::from(shape.dtype != DType::F16)];
+    let mapped = |operand, rows, box_rows: usize| Mapped { operand, batch: shape.batch, rows, box_rows: box_rows as u32 };
+    let maps = [mapped(x, shape.n, GROUP_ROWS), mapped(y, shape.m, cols)];
+    let maps = TensorMaps::new(name, shape.dtype, shape.d, maps)?;
+    // SAFETY: by the caller's promise.
+    unsafe { launch_mapped(kernels, stream, name, (plan.grid, plan.threads, plan.shared_bytes), &maps, params) }
+}
