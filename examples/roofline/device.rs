@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, result};
+use cudarc::driver::sys::{self, CUuuid};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use half::{bf16, f16};
 use simgrad::cuda::raw::{
     self, RawCosineMatrix, RawGoalStep, RawGroups, RawHardest, RawMine, RawPairwiseStep, RawRanks, RawSelected,
@@ -101,7 +102,9 @@ impl Device {
     /// Opens it and loads the kernels.
     pub fn open() -> Outcome<Self> {
         let context = open_context(0)?;
-        let uuid = result::device::get_uuid(context.cu_device()).map_err(driver)?;
+        let mut uuid = CUuuid { bytes: [0; 16] };
+        // SAFETY: the device belongs to a live context, and the place is one for an identifier.
+        unsafe { sys::cuDeviceGetUuid_v2(&raw mut uuid, context.cu_device()) }.result().map_err(driver)?;
         let emulated = uuid.bytes.iter().zip(EMULATED).all(|(&a, &b)| a as u8 == b);
         let kernels = Kernels::load(&context)?;
         let stream = context.new_stream().map_err(driver)?;
