@@ -23,6 +23,18 @@ pub(crate) struct TileKernel {
     pub small: [&'static str; 2],
 }
 
+impl TileKernel {
+    /// Its name for a type in a scheme.
+    pub(crate) const fn name(&self, dtype: DType, scheme: Scheme) -> &'static str {
+        let names = match scheme {
+            Scheme::WarpMma => return by_dtype(dtype, self.warp),
+            Scheme::GroupMma => self.group,
+            Scheme::GroupMmaSmall => self.small,
+        };
+        names[if matches!(dtype, DType::F16) { 0 } else { 1 }]
+    }
+}
+
 /// Enqueues a kernel over `plan.grid` blocks of its plan.
 ///
 /// # Safety
@@ -48,7 +60,8 @@ pub(crate) unsafe fn launch_tiles<P: Params>(
         Scheme::GroupMmaSmall => (kernel.small, SMALL_COLS),
     };
     let name = names[usize::from(shape.dtype != DType::F16)];
-    let mapped = |operand, rows, box_rows: usize| Mapped { operand, batch: shape.batch, rows, box_rows: box_rows as u32 };
+    let mapped =
+        |operand, rows, box_rows: usize| Mapped { operand, batch: shape.batch, rows, box_rows: box_rows as u32 };
     let maps = [mapped(x, shape.n, GROUP_ROWS), mapped(y, shape.m, cols)];
     let maps = TensorMaps::new(name, shape.dtype, shape.d, maps)?;
     // SAFETY: by the caller's promise.
