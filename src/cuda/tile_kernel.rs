@@ -4,7 +4,7 @@ use cudarc::driver::CudaStream;
 
 use super::kernels::Kernels;
 use super::launch::{Params, launch, launch_mapped};
-use super::plan::{GROUP_CLUSTER, GROUP_COLS, GROUP_ROWS, SMALL_COLS, Scheme, SweepPlan};
+use super::plan::{GROUP_CLUSTER, GROUP_COLS, GROUP_ROWS, SMALL_COLS, Scheme, SweepKernel, SweepPlan, SweepShape};
 use super::prepare::{Operand, by_dtype};
 use super::tensor_map::{Mapped, TensorMaps};
 use crate::dtype::DType;
@@ -21,6 +21,13 @@ pub(crate) struct TileKernel {
     pub step: usize,
     /// [`Scheme::GroupMmaSmall`]: f16, bf16.
     pub small: [&'static str; 2],
+}
+
+/// The plan of `kernel` for matrices of this shape: by warps where an extent is 0, which tensor maps cannot have.
+pub(crate) fn tile_plan(kernels: &Kernels, kernel: SweepKernel, shape: SweepShape) -> SweepPlan {
+    let mut device = kernels.plan_device();
+    device.group_code &= [shape.batch, shape.n, shape.m, shape.d].iter().all(|&extent| extent > 0);
+    SweepPlan::new(kernel, shape, device)
 }
 
 /// Enqueues a kernel over `plan.grid` blocks of its plan.
@@ -48,7 +55,8 @@ pub(crate) unsafe fn launch_tiles<P: Params>(
         Scheme::GroupMmaSmall => (kernel.small, SMALL_COLS),
     };
     let name = names[usize::from(shape.dtype != DType::F16)];
-    let mapped = |operand, rows, box_rows: usize| Mapped { operand, batch: shape.batch, rows, box_rows: box_rows as u32 };
+    let mapped =
+        |operand, rows, box_rows: usize| Mapped { operand, batch: shape.batch, rows, box_rows: box_rows as u32 };
     let maps = [mapped(x, shape.n, GROUP_ROWS), mapped(y, shape.m, cols)];
     let maps = TensorMaps::new(name, shape.dtype, shape.d, maps)?;
     // SAFETY: by the caller's promise.
