@@ -7,7 +7,7 @@
 #include "common/cosine_matrix.cuh"
 
 #define COSINE_MATRIX(SUFFIX, T) \
-    extern "C" __global__ void __launch_bounds__(kGroupThreads, 1) \
+    extern "C" __global__ void __maxnreg__(kLaunchRegisters) \
         cosine_matrix_small_hopper_##SUFFIX(const __grid_constant__ TensorMaps maps, const __grid_constant__ CosineMatrixParams p) { \
         matrix_groups<T>(maps, p); \
     }

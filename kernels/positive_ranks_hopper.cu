@@ -8,7 +8,7 @@
 #include "common/positive_ranks.cuh"
 
 #define POSITIVE_RANKS(SUFFIX, T)                                                                         \
-    extern "C" __global__ void __cluster_dims__(1, kClusterBlocks, 1) __launch_bounds__(kGroupThreads, 1) \
+    extern "C" __global__ void __cluster_dims__(1, kClusterBlocks, 1) __maxnreg__(kLaunchRegisters) \
         positive_ranks_count_hopper_##SUFFIX(const __grid_constant__ TensorMaps maps,                     \
                                              const __grid_constant__ PositiveRanksParams p) {             \
         count_groups<T>(maps, p);                                                                         \

@@ -9,12 +9,12 @@
 #include "common/positive_ranks.cuh"
 
 #define POSITIVE_RANKS(SUFFIX, T)                                                                   \
-    extern "C" __global__ void __launch_bounds__(kGroupThreads, 1)                                  \
+    extern "C" __global__ void __maxnreg__(kLaunchRegisters)                                  \
         positive_ranks_score_hopper_##SUFFIX(const __grid_constant__ TensorMaps maps,               \
                                              const __grid_constant__ PositiveRanksParams p) {       \
         score_groups<T>(maps, p);                                                                   \
     }                                                                                               \
-    extern "C" __global__ void __launch_bounds__(kGroupThreads, 1)                                  \
+    extern "C" __global__ void __maxnreg__(kLaunchRegisters)                                  \
         positive_ranks_count_small_hopper_##SUFFIX(const __grid_constant__ TensorMaps maps,         \
                                                    const __grid_constant__ PositiveRanksParams p) { \
         count_groups<T>(maps, p);                                                                   \

@@ -7,7 +7,7 @@
 #include "common/ranks.cuh"
 
 #define RANKS(SUFFIX, T)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(kGroupThreads, 1)                                                    \
+    extern "C" __global__ void __maxnreg__(kLaunchRegisters)                                                    \
         ranks_small_hopper_##SUFFIX(const __grid_constant__ TensorMaps maps, const __grid_constant__ RanksParams p) { \
         rank_groups<T>(maps, p);                                                                                      \
     }

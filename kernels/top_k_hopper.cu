@@ -8,7 +8,7 @@
 #include "common/top_k_select.cuh"
 
 #define MINE_TOP_K(SUFFIX, T)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(kGroupThreads, 1)                                                 \
+    extern "C" __global__ void __maxnreg__(kLaunchRegisters)                                                 \
         mine_top_k_hopper_##SUFFIX(const __grid_constant__ TensorMaps maps, const __grid_constant__ TopKParams p) { \
         select_groups<T>(maps, p);                                                                                 \
     }

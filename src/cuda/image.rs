@@ -92,6 +92,16 @@ pub(crate) const IMAGES: &[Image] = &[
         ["cosine_matrix_small_hopper_f16" => SMALL_SHARED_BYTES, "cosine_matrix_small_hopper_bf16" => SMALL_SHARED_BYTES]
     ),
     image!("goal", ["goal_finalize"]),
+    image!(
+        "goal_small",
+        [
+            "goal_small_f32_f32",
+            "goal_small_f16_f16",
+            "goal_small_f16_f32",
+            "goal_small_bf16_bf16",
+            "goal_small_bf16_f32",
+        ]
+    ),
     image!("memory_bank", ["bank_push_16", "bank_push_32"]),
     image!(
         "mine",

@@ -47,12 +47,14 @@ impl Mapped {
             DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             _ => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         };
-        // Strides of extents of 1 are never used, but have to be well formed.
-        let bytes = |extent: usize, stride: usize| if extent <= 1 { 16 } else { (stride * dtype.size()) as u64 };
         let repeated = self.operand.batch_stride == 0;
         let batch = if repeated { 1 } else { self.batch };
         let extents = [d as u64, self.rows as u64, batch as u64];
-        let strides = [bytes(self.rows, self.operand.row_stride), bytes(batch, self.operand.batch_stride)];
+        // A stride over an extent of 1 is never taken, but has to be well formed: beyond what it strides over.
+        let row = (d * dtype.size()).next_multiple_of(16);
+        let row = if self.rows <= 1 { row } else { self.operand.row_stride * dtype.size() };
+        let matrix = if batch <= 1 { row * self.rows } else { self.operand.batch_stride * dtype.size() };
+        let strides = [row as u64, matrix as u64];
         let (boxes, steps) = ([BOX_K, self.box_rows, 1], [1; 3]);
         let mut map = std::mem::MaybeUninit::<sys::CUtensorMap>::uninit();
         // SAFETY: all arrays have an element per dimension (strides one less), and the map is written if the call succeeds.

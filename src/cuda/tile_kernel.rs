@@ -6,6 +6,7 @@ use super::kernels::Kernels;
 use super::launch::{Params, launch, launch_mapped};
 use super::plan::{GROUP_CLUSTER, GROUP_COLS, GROUP_ROWS, SMALL_COLS, Scheme, SweepKernel, SweepPlan, SweepShape};
 use super::prepare::{Operand, by_dtype};
+use super::sweep::key_words;
 use super::tensor_map::{Mapped, TensorMaps};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -23,10 +24,12 @@ pub(crate) struct TileKernel {
     pub small: [&'static str; 2],
 }
 
-/// The plan of `kernel` for matrices of this shape: by warps where an extent is 0, which tensor maps cannot have.
+/// The plan of `kernel` for matrices of this shape: by warps where an extent is 0, which tensor maps cannot have, and where
+/// mining is, whose similarities others compare theirs with.
 pub(crate) fn tile_plan(kernels: &Kernels, kernel: SweepKernel, shape: SweepShape) -> SweepPlan {
     let mut device = kernels.plan_device();
-    device.group_code &= [shape.batch, shape.n, shape.m, shape.d].iter().all(|&extent| extent > 0);
+    device.group_code &=
+        [shape.batch, shape.n, shape.m, shape.d].iter().all(|&extent| extent > 0) && key_words(shape.n, shape.m) > 0;
     SweepPlan::new(kernel, shape, device)
 }
 

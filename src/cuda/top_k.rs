@@ -7,11 +7,11 @@ use super::goal_plan::RawGroups;
 use super::kernels::Kernels;
 use super::launch::launch;
 use super::mine::{check_groups, check_optional};
-use super::plan::{MAX_SPLITS, SweepKernel, SweepPlan, SweepShape};
+use super::plan::{MAX_SPLITS, Splits, SweepKernel, SweepShape};
 use super::prepare::{Operand, Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
-use super::sweep::{MergeTo, Mining, Select, Stats};
+use super::sweep::{MergeTo, Mining, Select, Stats, key_words};
 use super::tile_kernel::{TileKernel, launch_tiles, tile_plan};
 use super::top_k_params::{
     ENTRY_BYTES, MERGED, PLANES, TopKMergeParams, TopKParams, TopKSide, margin_code, parts, pick_code,
@@ -34,7 +34,7 @@ const MINE_TOP_K: TileKernel = TileKernel {
 };
 
 /// Threads of a block of `mine_top_k_merge`.
-const MERGE_BLOCK: u32 = 128;
+pub(super) const MERGE_BLOCK: u32 = 128;
 
 /// Outputs of one direction of [`raw::mine_top_k`](super::raw::mine_top_k).
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +98,7 @@ struct Lists {
 }
 
 /// Places per anchor for what is left out before a sample is drawn, and for the best of the rest.
-fn places(options: &TopKOptions<'_>, candidates: usize) -> (usize, usize) {
+pub(super) fn places(options: &TopKOptions<'_>, candidates: usize) -> (usize, usize) {
     let (skip, k) = (options.skip.min(candidates), options.k.min(candidates).max(1));
     if options.pick == Pick::Hardest { (0, skip + k) } else { (skip, k) }
 }
@@ -173,7 +173,8 @@ impl Plan {
         wants: &Wants,
     ) -> Result<Self> {
         let (n, m, entries) = (x.rows, y.rows, bank.map_or(0, |bank| bank.rows));
-        let prepare = Prepare::plan(layout, OP, [&(*x).into(), &(*y).into()], options.normalization, wants)?;
+        let keyed = Wants { zeroed: key_words(n, m), ..*wants };
+        let prepare = Prepare::plan(layout, OP, [&(*x).into(), &(*y).into()], options.normalization, &keyed)?;
         let bank = bank.map(|bank| {
             let nothing = RawMat { rows: 0, ..*bank };
             Prepare::plan(layout, OP, [&(*bank).into(), &nothing.into()], options.normalization, wants)
@@ -379,7 +380,8 @@ pub(super) unsafe fn enqueue(kernels: &Kernels, stream: &CudaStream, a: &RawTopK
     // With the splits that the lists have slots for.
     let tiles = |p: &TopKParams| {
         let shape = SweepShape { batch: 1, n: p.n as usize, m: p.m as usize, d: a.x.cols, dtype: a.x.dtype };
-        SweepPlan { grid: (p.col_splits, p.row_splits, 1), ..tile_plan(kernels, SweepKernel::TopK, shape) }
+        let splits = Splits { rows: p.row_splits as usize, cols: p.col_splits as usize };
+        tile_plan(kernels, SweepKernel::TopK, shape).with_splits(splits)
     };
     let merge = merge_params(a, plan);
     let merged = plan.rows.merged().max(plan.cols.merged());
@@ -388,7 +390,16 @@ pub(super) unsafe fn enqueue(kernels: &Kernels, stream: &CudaStream, a: &RawTopK
     // SAFETY: the regions of the workspace are disjoint, the rest is the caller's promise.
     unsafe {
         plan.prepare.launch(kernels, stream, base)?;
-        plan.pairs.launch(kernels, stream, base, operands, [0; 2], a.positive.ptr, nowhere)?;
+        plan.pairs.launch(
+            kernels,
+            stream,
+            base,
+            plan.prepare.zeroed(base),
+            operands,
+            [0; 2],
+            a.positive.ptr,
+            nowhere,
+        )?;
         launch_tiles(kernels, stream, &MINE_TOP_K, &tiles(&sweep), operands, &sweep)?;
         if let (Some(bank), Some(prepare)) = (&a.bank, &plan.bank) {
             prepare.launch(kernels, stream, base)?;
