@@ -11,8 +11,8 @@ use half::{bf16, f16};
 use simgrad::cuda::Scheme;
 use simgrad::cuda::host::{self, Cuda};
 use simgrad::{
-    Element, GradientOf, Groups, Hardest, MatMut, MatRef, MineOptions, Mined, NONE, Normalization, Objective, StepOptions,
-    StepReport,
+    Element, GradientOf, Groups, Hardest, MatMut, MatRef, MineOptions, Mined, NONE, Normalization, Objective,
+    StepOptions, StepReport,
 };
 
 /// CUDA on a device that has all schemes, by itself or as it is emulated.
@@ -62,7 +62,8 @@ fn assert_close(name: &str, got: &Hardest<f32>, want: &Hardest<f32>, bound: f32)
 
 /// Everything, with values as bits.
 fn bits(m: &Mined<f32>) -> Vec<Vec<u32>> {
-    let of = |v: &[f32]| v.iter().map(|v| if v.is_nan() { u32::MAX } else { (v + 0.0).to_bits() }).collect::<Vec<u32>>();
+    let of =
+        |v: &[f32]| v.iter().map(|v| if v.is_nan() { u32::MAX } else { (v + 0.0).to_bits() }).collect::<Vec<u32>>();
     let index = |v: &[i32]| v.iter().map(|&v| v as u32).collect::<Vec<u32>>();
     let side = |h: &Hardest<f32>| [of(&h.value), index(&h.index), of(&h.second)];
     [vec![of(&m.positive)], side(&m.rows).to_vec(), side(&m.cols).to_vec()].concat()
