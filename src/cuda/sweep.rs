@@ -143,13 +143,8 @@ pub(crate) unsafe fn launch_sweep(
     let select = if params.select == Select::Pair as u32 { Select::Pair } else { Select::Negatives };
     let plan = sweep_plan(kernels, dtype, select, [params.n as usize, params.m as usize], params.d as usize);
     debug_assert_eq!([plan.splits.rows, plan.splits.cols], [params.row_splits as usize, params.col_splits as usize]);
-    let operand = |ptr, ld: i64, inv| Operand {
-        ptr,
-        row_stride: ld as usize,
-        batch_stride: 0,
-        inv,
-        inv_batch_stride: 0,
-    };
+    let operand =
+        |ptr, ld: i64, inv| Operand { ptr, row_stride: ld as usize, batch_stride: 0, inv, inv_batch_stride: 0 };
     let operands = [operand(params.x, params.ldx, params.inv_x), operand(params.y, params.ldy, params.inv_y)];
     // SAFETY: the kernels take these parameters, whose addresses are valid by the caller's promise.
     unsafe { launch_tiles(kernels, stream, kernel, &plan, operands, params) }
@@ -197,7 +192,14 @@ impl Mining {
         })
     }
 
-    fn sweep(&self, splits: Splits, base: u64, [x, y]: [Operand; 2], [row_groups, col_groups]: [u64; 2], pos: u64) -> MineParams {
+    fn sweep(
+        &self,
+        splits: Splits,
+        base: u64,
+        [x, y]: [Operand; 2],
+        [row_groups, col_groups]: [u64; 2],
+        pos: u64,
+    ) -> MineParams {
         MineParams {
             x: x.ptr,
             y: y.ptr,

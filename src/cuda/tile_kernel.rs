@@ -48,7 +48,8 @@ pub(crate) unsafe fn launch_tiles<P: Params>(
         Scheme::GroupMmaSmall => (kernel.small, SMALL_COLS),
     };
     let name = names[usize::from(shape.dtype != DType::F16)];
-    let mapped = |operand, rows, box_rows: usize| Mapped { operand, batch: shape.batch, rows, box_rows: box_rows as u32 };
+    let mapped =
+        |operand, rows, box_rows: usize| Mapped { operand, batch: shape.batch, rows, box_rows: box_rows as u32 };
     let maps = [mapped(x, shape.n, GROUP_ROWS), mapped(y, shape.m, cols)];
     let maps = TensorMaps::new(name, shape.dtype, shape.d, maps)?;
     // SAFETY: by the caller's promise.
