@@ -294,11 +294,12 @@ __device__ __forceinline__ void grad_groups(const GradMaps& maps, const Pairwise
 
 }  // namespace
 
-#define GRAD(SUFFIX, PARTS)                                                                                             \
-    extern "C" __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kGroupThreads, 1)               \
-        pairwise_grad_hopper_##SUFFIX(const __grid_constant__ GradMaps maps,                                            \
-                                      const __grid_constant__ PairwiseGradGroupParams p) {                              \
-        grad_groups<PARTS>(maps, p);                                                                                   \
+// What the handing over of registers starts from is said, not left to the compiler.
+#define GRAD(SUFFIX, PARTS)                                                                                \
+    extern "C" __global__ void __block_size__((kGroupThreads, 1, 1), (kClusterBlocks, 1, 1)) __maxnreg__(168) \
+        pairwise_grad_hopper_##SUFFIX(const __grid_constant__ GradMaps maps,                               \
+                                      const __grid_constant__ PairwiseGradGroupParams p) {                 \
+        grad_groups<PARTS>(maps, p);                                                                      \
     }
 GRAD(f16, 2)
 GRAD(bf16, 1)
