@@ -1,6 +1,7 @@
 //! The device code in this binary: one image per `kernels/<name>.cu`, and what is in it. `pairwise_custom.cu` has none: it is
 //! in the binary as text, and compiled at run time.
 
+use super::pairwise_grad_hopper::GRAD_SHARED_BYTES;
 use super::plan::{GROUP_SHARED_BYTES, SMALL_SHARED_BYTES, TILE_SHARED_BYTES};
 use super::top_k_params::MERGE_SHARED_BYTES;
 
@@ -128,6 +129,14 @@ pub(crate) const IMAGES: &[Image] = &[
     hopper_image!(
         "mine_stats_hopper",
         ["mine_stats_hopper_f16" => GROUP_SHARED_BYTES, "mine_stats_hopper_bf16" => GROUP_SHARED_BYTES]
+    ),
+    hopper_image!(
+        "pairwise_grad_hopper",
+        [
+            "pairwise_grad_hopper_f16" => GRAD_SHARED_BYTES,
+            "pairwise_grad_hopper_bf16" => GRAD_SHARED_BYTES,
+            "pairwise_split_f16" => 0,
+        ]
     ),
     image!("mined_triplet", ["mined_triplet_weigh", "mined_triplet_finish"]),
     image!("pairwise", ["pairwise_extremes", "pairwise_finalize"]),

@@ -53,6 +53,7 @@ mod pairwise_custom_params;
 mod pairwise_custom_plan;
 mod pairwise_custom_step;
 mod pairwise_goal;
+mod pairwise_grad_hopper;
 mod pairwise_gradient;
 mod pairwise_mixture;
 mod pairwise_params;

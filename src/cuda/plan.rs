@@ -222,7 +222,7 @@ impl PlanDevice {
         self.group_code && self.compute_capability.0 == 9 && self.compute_capability.1 == 0
     }
 
-    fn runs(&self, scheme: Scheme, dtype: DType) -> bool {
+    pub(crate) fn runs(&self, scheme: Scheme, dtype: DType) -> bool {
         scheme == Scheme::WarpMma || self.runs_group_code() && matches!(dtype, DType::F16 | DType::Bf16)
     }
 }
