@@ -39,6 +39,11 @@ pub(super) struct Panels<'c, A> {
 }
 
 impl<A: Real + bytemuck::Pod> Panels<'_, A> {
+    /// Whether they are the panels of exactly these columns.
+    pub(super) fn holds(&self, cols: &Range<usize>) -> bool {
+        self.cols == *cols
+    }
+
     /// The panels that hold the columns `cols`, which start at a panel's edge, and their factors.
     pub(super) fn of(&self, cols: &Range<usize>) -> (&[A], Option<&[A]>) {
         let first = (cols.start - self.cols.start) / self.nr;

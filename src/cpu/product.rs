@@ -13,6 +13,9 @@ use super::tile::{Kernel, Simd};
 /// panels of a band of `X` pass over it.
 pub(crate) const K_BLOCK: usize = 128;
 
+/// Elements of at most a cache line.
+const LINE: usize = 16;
+
 /// What a register tile does with its sums.
 #[derive(Clone, Copy)]
 pub struct Stage<'a, A> {
@@ -20,6 +23,8 @@ pub struct Stage<'a, A> {
     pub first: bool,
     /// After the last block: factors per row and per column of the tile, applied as `sum * (row * column)`.
     pub scale: Option<(&'a [A], &'a [A])>,
+    /// What is read soon, at most [`K_BLOCK`] cache lines.
+    pub ahead: &'a [A],
 }
 
 /// `out[r, c] (+)= Σ_k a[r, k] b[k, c]` for `MR` rows and `NV` vectors of columns, then the scaling of `stage`.
@@ -38,6 +43,9 @@ pub(crate) fn register_tile<A: Real, S: Simd<A>, const MR: usize, const NV: usiz
     let mut acc = [[S::splat(A::ZERO); NV]; MR];
     for (k, b) in (0..K_BLOCK).zip(b.chunks_exact(NV * S::LANES)) {
         let mut columns = [S::splat(A::ZERO); NV];
+        if let Some(line) = stage.ahead.get(k * LINE) {
+            S::prefetch(line);
+        }
         for (v, column) in columns.iter_mut().enumerate() {
             *column = S::load(&b[v * S::LANES..]);
         }
@@ -89,14 +97,24 @@ impl<A: Real> Kernel<A> for Multiply<'_, A> {
         for (block, slab) in self.band.chunks_exact(self.band.len() / blocks).enumerate() {
             let k0 = block * K_BLOCK;
             let k1 = self.depth.min(k0 + K_BLOCK);
+            let tiles = slab.len() / tile_len;
             for (p, panel) in self.panels.chunks_exact(self.depth * S::NR).enumerate() {
+                // Of the next panel the same block, of the last one's successors the first panel's next block. The
+                // hardware does not foresee either jump.
+                let ahead = match p * self.depth * S::NR {
+                    at if at + panel.len() < self.panels.len() => at + panel.len() + k0 * S::NR,
+                    _ => k1 * S::NR,
+                };
+                let ahead = self.panels.get(ahead..ahead + (k1 - k0) * S::NR).unwrap_or(&[]);
+                let share = ahead.len().div_ceil(tiles).next_multiple_of(LINE).max(LINE);
                 let columns = &panel[k0 * S::NR..k1 * S::NR];
                 for (t, tile) in slab.chunks_exact(tile_len).enumerate() {
                     let scale = match self.scale {
                         Some((rows, cols)) if k1 == self.depth => Some((&rows[t * S::MR..], &cols[p * S::NR..])),
                         _ => None,
                     };
-                    let stage = Stage { first: block == 0 && !self.add, scale };
+                    let ahead = ahead.chunks(share).nth(t).unwrap_or(&[]);
+                    let stage = Stage { first: block == 0 && !self.add, scale, ahead };
                     S::micro(tile, columns, &mut self.out[t * S::MR * ld + p * S::NR..], ld, stage);
                 }
             }

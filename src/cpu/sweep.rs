@@ -43,20 +43,39 @@ pub(super) struct Piece {
 }
 
 impl Plan {
-    /// Pieces to aim for, so that a late thread costs little.
+    /// Pieces to aim for in a small matrix, where every one costs something.
     const WANTED_PIECES: usize = 8;
+    /// Pieces to aim for, so that a late thread costs little.
+    const MANY_PIECES: usize = 24;
     /// Rows of a band: enough that the traffic of `Y` from memory is less than a byte per cycle.
     const BAND: usize = 96;
 
+    /// Multiply-adds up to which each thread packs what it reads, though others pack the same.
+    const SMALL: usize = 1 << 27;
+
     pub(super) fn new<A: Real>(cpu: &Cpu, n: usize, m: usize, depth: usize) -> Self {
-        /// Multiply-adds up to which each piece packs its own columns, and the rows again.
-        const SMALL: usize = 1 << 27;
         let work = n.saturating_mul(m).saturating_mul(depth);
-        if work <= SMALL && m.saturating_mul(depth) <= SLICE_ELEMENTS {
+        if work <= Self::SMALL && m.saturating_mul(depth) <= SLICE_ELEMENTS {
             Self::by_columns::<A>(cpu, n, m, depth)
         } else {
             Self::by_rows::<A>(cpu, n, m)
         }
+    }
+
+    /// As [`Self::new`] if the tiles are written to a matrix by rows: then no two pieces share a cache line of it, and of
+    /// two threads none waits for lines that the other one has written.
+    pub(super) fn of_output<A: Real>(cpu: &Cpu, n: usize, m: usize, depth: usize) -> Self {
+        /// Elements of packed columns that each thread packs for itself: half of a second-level cache of 1 MiB in `f32`.
+        const OWN_ELEMENTS: usize = 1 << 17;
+        let work = n.saturating_mul(m).saturating_mul(depth);
+        let plan = Self::by_rows::<A>(cpu, n, m);
+        if work <= Self::SMALL && m.saturating_mul(depth) <= OWN_ELEMENTS {
+            return Self { piece_cols: m.max(1).next_multiple_of(plan.block), own_panels: true, ..plan };
+        }
+        if work <= Self::SMALL && m.saturating_mul(depth) <= SLICE_ELEMENTS {
+            return Self::by_columns::<A>(cpu, n, m, depth);
+        }
+        plan
     }
 
     /// For a small matrix: pieces of all rows, so that no thread reads what another has packed.
@@ -76,11 +95,13 @@ impl Plan {
         /// Pieces in a column: the column statistics of all of them are held at once.
         const MOST_IN_COLUMN: usize = 64;
         let (mr, nr) = cpu.isa().register_rows::<A>();
-        let band = n.div_ceil(Self::WANTED_PIECES).clamp(16, Self::BAND).next_multiple_of(mr);
+        // In multiples of four, so that few threads get as many each.
+        let bands = n.div_ceil(Self::BAND).next_multiple_of(4).max(Self::WANTED_PIECES);
+        let band = n.div_ceil(bands).max(16).next_multiple_of(mr);
         let block = 8 * nr;
         let piece_rows = n.div_ceil(band).div_ceil(MOST_IN_COLUMN).max(1) * band;
         let row_pieces = n.div_ceil(piece_rows).max(1);
-        let col_pieces = Self::WANTED_PIECES.div_ceil(row_pieces);
+        let col_pieces = Self::MANY_PIECES.div_ceil(row_pieces);
         let piece_cols = m.div_ceil(col_pieces).max(1).next_multiple_of(block);
         Self { band, block, piece_rows, piece_cols, own_panels: false, kept_bands: 1 }
     }
@@ -122,6 +143,8 @@ pub(super) struct Bands<'c, A> {
     inv: Vec<A>,
     /// First row of the band in each place.
     held: Vec<Option<usize>>,
+    /// The panels of the last piece that packed its own.
+    panels: Option<Panels<'c, A>>,
 }
 
 impl<'c, A: Accum> Bands<'c, A> {
@@ -132,7 +155,14 @@ impl<'c, A: Accum> Bands<'c, A> {
             band_len,
             inv: vec![A::ZERO; plan.kept_bands * plan.band],
             held: vec![None; plan.kept_bands],
+            panels: None,
         }
+    }
+
+    /// The packed columns of a piece; those that the last one left if they are the same.
+    fn take_panels<T: Element<Acc = A>>(&mut self, cpu: &'c Cpu, y: Rows<'_, T>, cols: &Range<usize>) -> Panels<'c, A> {
+        let held = self.panels.take();
+        held.filter(|held| held.holds(cols)).unwrap_or_else(|| pack_panels(cpu, y, cols, Packer::Caller))
     }
 
     /// The packed band of `rows`, padded to `padded` rows, its factors, and memory for a tile.
@@ -159,20 +189,20 @@ impl<'c, A: Accum> Bands<'c, A> {
 /// Computes the tiles of `piece` that `want` (given the rows and columns of one) asks for, and hands each to `visit`,
 /// band by band, columns ascending. Packs the columns where no `shared` panels hold them.
 #[allow(clippy::too_many_arguments)]
-pub(super) fn sweep_piece<T: Element>(
-    cpu: &Cpu,
+pub(super) fn sweep_piece<'c, T: Element>(
+    cpu: &'c Cpu,
     plan: Plan,
     x: Rows<'_, T>,
     y: Rows<'_, T>,
     shared: Option<&Panels<'_, T::Acc>>,
-    bands: &mut Bands<'_, T::Acc>,
+    bands: &mut Bands<'c, T::Acc>,
     piece: &Piece,
     want: impl Fn(&Range<usize>, &Range<usize>) -> bool,
     mut visit: impl FnMut(Tile<'_, T::Acc>),
 ) {
     let (mr, nr) = cpu.isa().register_rows::<T::Acc>();
     let depth = x.mat.cols();
-    let own = shared.is_none().then(|| pack_panels(cpu, y, &piece.cols, Packer::Caller));
+    let own = shared.is_none().then(|| bands.take_panels(cpu, y, &piece.cols));
     let Some(panels) = shared.or(own.as_ref()) else { return };
     for row in piece.rows.clone().step_by(plan.band) {
         let rows = row..(row + plan.band).min(piece.rows.end);
@@ -191,6 +221,7 @@ pub(super) fn sweep_piece<T: Element>(
             visit(Tile { data: out, ld, rows: rows.clone(), cols });
         }
     }
+    bands.panels = own;
 }
 
 /// Sweeps the whole matrix. Each piece gets its own result, begun by `start` and filled by `visit`; `merge` receives

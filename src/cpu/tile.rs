@@ -37,6 +37,9 @@ pub trait Simd<A>: Sized + 'static {
     fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// As [`Self::mul_add`] on one element, with the same rounding.
     fn mul_add_one(a: A, b: A, c: A) -> A;
+    /// Asks for the cache line of `x`.
+    #[inline(always)]
+    fn prefetch(_: &A) {}
     /// One register tile: see [`register_tile`].
     fn micro(a: &[A], b: &[A], out: &mut [A], ld: usize, stage: Stage<'_, A>);
     /// `dst[k * dst_ld + r] = src[r * src_ld + k]` for `r, k < 8`.

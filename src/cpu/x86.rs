@@ -96,6 +96,11 @@ macro_rules! simd {
                 a.mul_add(b, c)
             }
             #[inline(always)]
+            fn prefetch(x: &$t) {
+                // SAFETY: a prefetch reads nothing.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).cast()) }
+            }
+            #[inline(always)]
             fn micro(a: &[$t], b: &[$t], out: &mut [$t], ld: usize, stage: Stage<'_, $t>) {
                 register_tile::<$t, Self, $mr, 2>(a, b, out, ld, stage);
             }
