@@ -84,6 +84,7 @@ fn similarities<T: Element, O: Element<Acc = T::Acc>>(
     let x = Rows { mat: x, scales: x_scales.as_deref() };
     let y = Rows { mat: y, scales: y_scales.as_deref() };
     let plan = Plan::of_output::<T::Acc>(cpu, x.mat.rows(), y.mat.rows(), x.mat.cols());
+    let plan = plan.with_pairs(cpu, x, y);
     let scale = T::Acc::from_f64(options.scale);
     for cols in plan.slices(y.mat.rows(), x.mat.cols()) {
         let shared = plan.shared_panels(cpu, y, &cols);

@@ -21,8 +21,8 @@ const WORTH_A_SESSION: usize = 1 << 20;
 /// Multiply-adds above which a part of an operation waits for threads that are still asleep.
 const WORTH_WAKING: usize = 1 << 24;
 
-/// Multiply-adds above which handing a part to a thread that is awake pays off, about a microsecond.
-const WORTH_A_TASK: usize = 1 << 15;
+/// Multiply-adds above which handing a part to a thread that is awake pays off, a few microseconds.
+const WORTH_A_TASK: usize = 1 << 17;
 
 /// How long threads stay awake for the next operation: about as long as waking one takes, so that it is never much more than
 /// what it may save.

@@ -6,6 +6,8 @@
 //! chain over all features would keep that too, but its rounding error grows with the partial sum: at 1024 features and
 //! a similarity of 1 it passes 1e-6, the blocked sum stays below half of that.
 
+use std::marker::PhantomData;
+
 use super::real::Real;
 use super::tile::{Kernel, Simd};
 
@@ -29,19 +31,19 @@ pub struct Stage<'a, A> {
 
 /// `out[r, c] (+)= Σ_k a[r, k] b[k, c]` for `MR` rows and `NV` vectors of columns, then the scaling of `stage`.
 ///
-/// `a` is `(MR, K_BLOCK)`, `b` is `(k, NR)` for any `k` up to `K_BLOCK`, `out` has row stride `ld`.
+/// `a` is `(MR, BLOCK)`, `b` is `(k, NR)` for any `k` up to `BLOCK`, `out` has row stride `ld`.
 #[inline(always)]
-pub(crate) fn register_tile<A: Real, S: Simd<A>, const MR: usize, const NV: usize>(
+pub(crate) fn register_tile<A: Real, S: Simd<A>, const MR: usize, const NV: usize, const BLOCK: usize>(
     a: &[A],
     b: &[A],
     out: &mut [A],
     ld: usize,
     stage: Stage<'_, A>,
 ) {
-    let (a, _) = a.as_chunks::<K_BLOCK>();
-    let Ok(a) = <&[[A; K_BLOCK]; MR]>::try_from(a) else { return };
+    let (a, _) = a.as_chunks::<BLOCK>();
+    let Ok(a) = <&[[A; BLOCK]; MR]>::try_from(a) else { return };
     let mut acc = [[S::splat(A::ZERO); NV]; MR];
-    for (k, b) in (0..K_BLOCK).zip(b.chunks_exact(NV * S::LANES)) {
+    for (k, b) in (0..BLOCK).zip(b.chunks_exact(NV * S::LANES)) {
         let mut columns = [S::splat(A::ZERO); NV];
         if let Some(line) = stage.ahead.get(k * LINE) {
             S::prefetch(line);
@@ -68,13 +70,37 @@ pub(crate) fn register_tile<A: Real, S: Simd<A>, const MR: usize, const NV: usiz
     }
 }
 
+/// How operands are packed, and the register tile for it.
+pub(crate) trait Micro<A> {
+    /// Rows of `X` per register tile.
+    const MR: usize;
+    /// Rows of `Y` per register tile.
+    const NR: usize;
+    /// Elements per row and block of a band: [`K_BLOCK`] features.
+    const BLOCK: usize;
+    fn tile(a: &[A], b: &[A], out: &mut [A], ld: usize, stage: Stage<'_, A>);
+}
+
+/// An element per feature.
+struct Single<S>(PhantomData<S>);
+
+impl<A: Real, S: Simd<A>> Micro<A> for Single<S> {
+    const MR: usize = S::MR;
+    const NR: usize = S::NR;
+    const BLOCK: usize = K_BLOCK;
+    #[inline(always)]
+    fn tile(a: &[A], b: &[A], out: &mut [A], ld: usize, stage: Stage<'_, A>) {
+        S::micro(a, b, out, ld, stage);
+    }
+}
+
 /// Product of a packed band of `X` and consecutive packed panels of `Y`; kernel of [`Isa::run`].
 pub(crate) struct Multiply<'a, A> {
-    /// `(k blocks, tiles of MR rows, MR, K_BLOCK)`
+    /// `(k blocks, tiles of MR rows, MR, BLOCK)`
     pub(crate) band: &'a [A],
     /// `(panels, depth, NR)`
     pub(crate) panels: &'a [A],
-    /// Features.
+    /// Features, or pairs of them.
     pub(crate) depth: usize,
     /// `(tiles * MR, panels * NR)`
     pub(crate) out: &'a mut [A],
@@ -91,12 +117,20 @@ impl<A: Real> Kernel<A> for Multiply<'_, A> {
 
     #[inline(always)]
     fn run<S: Simd<A>>(self) {
-        let blocks = self.depth.div_ceil(K_BLOCK);
-        let tile_len = S::MR * K_BLOCK;
+        self.tiles::<Single<S>>();
+    }
+}
+
+impl<A: Real> Multiply<'_, A> {
+    /// Tile by tile.
+    #[inline(always)]
+    pub(crate) fn tiles<S: Micro<A>>(self) {
+        let blocks = self.depth.div_ceil(S::BLOCK);
+        let tile_len = S::MR * S::BLOCK;
         let ld = self.ld;
         for (block, slab) in self.band.chunks_exact(self.band.len() / blocks).enumerate() {
-            let k0 = block * K_BLOCK;
-            let k1 = self.depth.min(k0 + K_BLOCK);
+            let k0 = block * S::BLOCK;
+            let k1 = self.depth.min(k0 + S::BLOCK);
             let tiles = slab.len() / tile_len;
             for (p, panel) in self.panels.chunks_exact(self.depth * S::NR).enumerate() {
                 // Of the next panel the same block, of the last one's successors the first panel's next block. The
@@ -115,7 +149,7 @@ impl<A: Real> Kernel<A> for Multiply<'_, A> {
                     };
                     let ahead = ahead.chunks(share).nth(t).unwrap_or(&[]);
                     let stage = Stage { first: block == 0 && !self.add, scale, ahead };
-                    S::micro(tile, columns, &mut self.out[t * S::MR * ld + p * S::NR..], ld, stage);
+                    S::tile(tile, columns, &mut self.out[t * S::MR * ld + p * S::NR..], ld, stage);
                 }
             }
         }
