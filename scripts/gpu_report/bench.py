@@ -1,0 +1,182 @@
+"""One case measured: simgrad and its peers in turns in this process, ceilings before and after, results against f64."""
+
+import gc
+import math
+import subprocess
+import time
+
+import torch
+
+from . import stats
+from .cases import BY_KEY
+from .sides import BUILDERS, Missing
+
+WARM_SECONDS = 0.2
+SAMPLE_SECONDS = 0.02
+GRAPH_CALLS = 50
+# Above this a call is so long that launches cost nothing, and a graph of 50 would take too long.
+GRAPH_LIMIT_SECONDS = 1e-3
+ROUNDS = 20
+FEWEST_ROUNDS = 3
+
+
+def ceilings(place):
+    """Rates of a product of 8192³ in bf16 on random data, and of a copy of 1 GiB: what the rest is a fraction of."""
+    n, copied = (128, 1 << 20) if place.rehearsal else (8192, 1 << 30)
+    a, b = (torch.randn(n, n, device=place.device).to(torch.bfloat16) for _ in range(2))
+    source = torch.randint(0, 255, (copied,), dtype=torch.uint8, device=place.device)
+    target = torch.empty_like(source)
+    rates = {}
+    for name, work, run in (("tflops", 2e-12 * n**3, lambda: torch.mm(a, b)), ("tbps", 2e-12 * copied, lambda: target.copy_(source))):
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < (0 if place.rehearsal else WARM_SECONDS):
+            place.sample(run)
+        rates[name] = 5 * work / stats.percentile([place.sample(lambda: [run() for _ in range(5)]) for _ in range(10)], 50)
+    return rates
+
+
+def clocks():
+    """What nvidia-smi says of the card at this moment."""
+    fields = ["clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_event_reasons.active"]
+    try:
+        run = subprocess.run(
+            ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return dict(zip(fields, (v.strip() for v in run.stdout.split(",")))) if run.returncode == 0 else None
+
+
+def first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+class Turn:
+    """A side ready to be sampled: `run` enqueues `calls` calls."""
+
+    def __init__(self, place, side, sets):
+        self.side = side
+        begin = time.perf_counter()
+        side.run(0)
+        place.synchronize()
+        once = min(place.sample(lambda at=at: side.run(at)) for at in range(1 if place.rehearsal else 3))
+        self.graph, self.note = False, side.note
+        if place.rehearsal:
+            self.calls = 1
+        elif once < GRAPH_LIMIT_SECONDS:
+            self.calls = max(GRAPH_CALLS, sets)
+        else:
+            self.calls = max(1, math.ceil(SAMPLE_SECONDS / once))
+        calls = self.calls
+        self.run = lambda: [side.run(at) for at in range(calls)]
+        if side.graph and not place.rehearsal and once < GRAPH_LIMIT_SECONDS:
+            try:
+                self.run = place.graph(self.run)
+                self.graph = True
+            except Exception as error:  # something in it cannot be captured: timed with its launches
+                self.note = f"not captured: {first_line(error)}"
+        self.prepare_seconds = time.perf_counter() - begin
+
+    def warm(self, place):
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < (0 if place.rehearsal else WARM_SECONDS):
+            place.sample(self.run)
+
+    def sample(self, place):
+        return place.sample(self.run) / self.calls
+
+
+def prepare(place, built, side):
+    """A side's result checked against f64, its memory, and its turn; or why it cannot take part."""
+    about = {}
+    try:
+        check = built.check
+        reference = getattr(side, "reference", None)
+        result = side.result()
+        about["error"] = check(result, reference) if reference else check(result)
+        about["correct"] = bool(built.good(about["error"])) if side.name.startswith("simgrad") else None
+        del result
+        about["bytes"] = side.bytes if side.bytes is not None else place.peak(lambda: side.run(0))
+        turn = Turn(place, side, len(built.sets))
+        about |= {"calls": turn.calls, "graph": turn.graph}
+        if turn.note:
+            about["note"] = turn.note
+        return turn, about
+    except Exception as error:
+        # Too little memory is a result too.
+        if side.name.startswith("simgrad"):
+            raise
+        gc.collect()
+        if not place.rehearsal:
+            torch.cuda.empty_cache()
+        return None, {"skipped": first_line(error)}
+
+
+def measure(place, turns, seconds):
+    """Samples in turns, simgrad's first side before and after every other."""
+    first, *others = turns
+    samples, order = [], []
+    begin = time.perf_counter()
+    for done in range(1 if place.rehearsal else ROUNDS):
+        if done >= FEWEST_ROUNDS and time.perf_counter() - begin > seconds:
+            break
+        one = stats.turns(first, others, 1)
+        # The last turn of a round is the first one of the next.
+        for turn in one if not order else one[1:]:
+            order.append(turn.side.name)
+            samples.append(turn.sample(place))
+    return order, samples
+
+
+def floor(case, extents, rates):
+    """Seconds at the ceilings: of the products and of the bytes, the longer."""
+    *batch, n, m, d = extents
+    products = case.t1 * 2 * n * m * d * (batch[0] if batch else 1) / (rates["tflops"] * 1e12)
+    moved = case.bytes(extents, case.dtype) / (rates["tbps"] * 1e12)
+    return {"products": products, "bytes": moved, "longer": max(products, moved)}
+
+
+def run(place, key, seconds=40):
+    case = BY_KEY[key]
+    extents = case.extents(place.rehearsal)
+    torch.manual_seed(1)
+    before = ceilings(place)
+    built = BUILDERS[case.build](place, case, extents)
+    turns, sides = [], {}
+    for side in built.sides:
+        if isinstance(side, Missing):
+            sides[side.name] = {"skipped": side.reason}
+            continue
+        turn, sides[side.name] = prepare(place, built, side)
+        if turn:
+            turns.append(turn)
+    for turn in turns:
+        turn.warm(place)
+    hot = clocks()
+    order, samples = measure(place, turns, seconds)
+    after = ceilings(place)
+    rates = {name: (before[name] + after[name]) / 2 for name in before}
+    lowest = floor(case, extents, rates)
+    name = turns[0].side.name
+    for turn in turns:
+        times = [s for who, s in zip(order, samples) if who == turn.side.name]
+        sides[turn.side.name]["seconds"] = stats.summary(times)
+        sides[turn.side.name]["of_floor"] = lowest["longer"] / stats.percentile(times, 50)
+    for other, ratios in stats.paired_ratios(order, samples, name).items():
+        sides[other]["times_simgrad"] = stats.summary(ratios)
+    return {
+        "key": key,
+        "title": case.title,
+        "op": case.build,
+        "extents": list(extents),
+        "dtype": case.dtype,
+        "target": case.target,
+        "rehearsal": place.rehearsal,
+        "device": place.name,
+        "input_sets": len(built.sets),
+        "input_set_bytes": built.set_bytes,
+        "ceilings": {"before": before, "after": after, "drift": {k: stats.drift(before[k], after[k]) for k in before}},
+        "floor_seconds": lowest,
+        "clocks": hot,
+        "sides": sides,
+    }
