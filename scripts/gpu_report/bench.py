@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from . import stats
+from . import parts, stats
 from .cases import BY_KEY
 from .sides import BUILDERS, Missing
 
@@ -40,7 +40,7 @@ def clocks():
     fields = ["clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_event_reasons.active"]
     try:
         run = subprocess.run(
-            ["nvidia-smi", "-i", "0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+            ["nvidia-smi", "-i", parts.card(), f"--query-gpu={','.join(fields)}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -67,8 +67,7 @@ class Turn:
             self.calls = max(GRAPH_CALLS, sets)
         else:
             self.calls = max(1, math.ceil(SAMPLE_SECONDS / once))
-        calls = self.calls
-        self.run = lambda: [side.run(at) for at in range(calls)]
+        self.run = lambda: self.call(self.calls)
         if side.graph and not place.rehearsal and once < GRAPH_LIMIT_SECONDS:
             try:
                 self.run = place.graph(self.run)
@@ -76,6 +75,11 @@ class Turn:
             except Exception as error:  # something in it cannot be captured: timed with its launches
                 self.note = f"not captured: {first_line(error)}"
         self.prepare_seconds = time.perf_counter() - begin
+
+    def call(self, count):
+        # No result outlives its call: fifty matrices of similarities would not fit.
+        for at in range(count):
+            self.side.run(at)
 
     def warm(self, place):
         begin = time.perf_counter()
@@ -94,7 +98,7 @@ def prepare(place, built, side):
         reference = getattr(side, "reference", None)
         result = side.result()
         about["error"] = check(result, reference) if reference else check(result)
-        about["correct"] = bool(built.good(about["error"])) if side.name.startswith("simgrad") else None
+        about["correct"] = built.correct(side, about["error"])
         del result
         about["bytes"] = side.bytes if side.bytes is not None else place.peak(lambda: side.run(0))
         turn = Turn(place, side, len(built.sets))

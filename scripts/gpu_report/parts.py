@@ -1,6 +1,7 @@
 """The parts of a report that need no PyTorch: facts, the test suite, compute-sanitizer, repeats. Each has cells, run one by one."""
 
 import datetime
+import json
 import os
 import pathlib
 import platform
@@ -14,10 +15,6 @@ import time
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 REPEATS = 250
-
-
-class OutOfTime(Exception):
-    """A cell was cut off because the part's time was up, not its own."""
 
 
 def command(words, timeout, env=None):
@@ -46,6 +43,11 @@ def asked(*words, timeout=30):
     return text.strip() if code == 0 else None
 
 
+def card():
+    """The card that this process sees first, as nvidia-smi takes it: an index or a UUID."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
+
+
 def nvrtc_folder():
     """Where libnvrtc is: of the toolkit, or of PyTorch's packages."""
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)] + ["/usr/local/cuda", "/opt/cuda"]
@@ -67,7 +69,7 @@ def facts(setup):
         "command": sys.argv,
         "bundle": {name: setup.bundle.manifest[name] for name in ("commit", "modified", "built", "archs", "rustc", "nvcc", "glibc")},
         "rehearsal": setup.rehearse,
-        "nvidia_smi": None if setup.rehearse else asked("nvidia-smi", "-i", "0", f"--query-gpu={query}", "--format=csv"),
+        "nvidia_smi": None if setup.rehearse else asked("nvidia-smi", "-i", card(), f"--query-gpu={query}", "--format=csv"),
         "toolkit": asked("nvcc", "--version") or asked("/usr/local/cuda/bin/nvcc", "--version"),
         "compute_sanitizer": None if setup.rehearse else asked("compute-sanitizer", "--version"),
         "torch": asked(sys.executable, "-c", torch, timeout=180),
@@ -82,8 +84,6 @@ def facts(setup):
     lines = [line for line in text.splitlines() if line.startswith("{")]
     if code != 0 or len(lines) != 2:
         raise RuntimeError(f"simgrad cannot use this device: {text.strip()[-500:]}")
-    import json
-
     about["simgrad"] = json.loads(lines[0])
     if about["simgrad"]["emulated"] != setup.rehearse:
         wrong = "the driver is an emulator: --rehearse" if about["simgrad"]["emulated"] else "--rehearse, but the driver is not an emulator"
@@ -130,11 +130,14 @@ def correctness(setup, name, timeout):
 
 def cells(setup):
     """Names of the sanitizer's cells, from the program itself."""
+    if setup.cells:
+        return setup.cells
     with setup.bundle.unpacked("gpu_cells") as program:
         code, text = command([program, "--list"], 60, setup.env)
     if code != 0:
         raise RuntimeError(f"gpu_cells --list: {text.strip()[-500:]}")
-    return text.split()
+    setup.cells = text.split()
+    return setup.cells
 
 
 def by_cell(text):
@@ -195,8 +198,6 @@ def repeat_names(setup):
 
 def repeats(setup, name, timeout):
     """One operation again and again: the hashes of all outputs have to be equal."""
-    import json
-
     count = 3 if setup.rehearse else REPEATS
     with setup.bundle.unpacked("gpu_cells") as program:
         code, text = command([program, "--repeat", str(count), name], timeout, setup.env)

@@ -52,8 +52,10 @@ def side_text(name, side):
     if "skipped" in side:
         return f"{name}: not run ({side['skipped'][:80]})"
     times = f" = {side['times_simgrad']['median']:.2f} ×" if "times_simgrad" in side else ""
-    wrong = ", **wrong**" if side.get("correct") is False else ""
-    return f"{name} {seconds(side['seconds']['median'])}{times}, {memory(side['bytes'])}{wrong}"
+    if side.get("correct") is False:
+        return f"{name}: **wrong result**"
+    floor = f", {side['of_floor']:.2f} of the floor" if name.startswith("simgrad") else ""
+    return f"{name} {seconds(side['seconds']['median'])}{times}, {memory(side['bytes'])}{floor}"
 
 
 def error_text(errors):
