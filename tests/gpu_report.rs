@@ -34,7 +34,9 @@ fn library() -> Option<PathBuf> {
 fn python(file: &str, library: Option<&Path>) -> Option<Output> {
     let mut command = Command::new("python3");
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts"));
-    command.args(["-B", "-m", "unittest", "-v", &format!("gpu_report.tests.{file}")]).env_remove("SIMGRAD_REPORT_LIBRARY");
+    command
+        .args(["-B", "-m", "unittest", "-v", &format!("gpu_report.tests.{file}")])
+        .env_remove("SIMGRAD_REPORT_LIBRARY");
     if let Some(path) = library {
         command.env("SIMGRAD_REPORT_LIBRARY", path);
     }

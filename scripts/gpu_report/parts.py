@@ -154,7 +154,11 @@ def by_cell(text):
 
 
 def sanitized(code, text, names):
-    """Of a run of compute-sanitizer over cells: for each whether it ran, and the tool's findings in it."""
+    """Of a run of compute-sanitizer over cells: for each whether it ran, and the tool's findings in it.
+
+    The tool and the program write to one stream as two processes, so a finding may stand behind a neighbour's mark; the tool's total
+    decides whether the run was clean.
+    """
     output = by_cell(text)
     # Its own lines begin so; the summary at the end counts what stands above it.
     is_finding = lambda line: line.startswith("=========") and not re.search(r"COMPUTE-SANITIZER|SUMMARY|^=+\s*$", line)

@@ -192,6 +192,9 @@ def into_files(parts, root):
             print(whole)
             raise Refused("these are figures of a rehearsal; they are printed above and written nowhere")
         wanted = {pathlib.Path(root) / "README.md": short, pathlib.Path(root) / "docs" / "benchmarks.md": whole}
+        for path in wanted:
+            if not path.exists():
+                raise Refused(f"there is no {path}: --render belongs into the repository")
         # All or none: both are read before one is written.
         documents = {path: between_markers(path.read_text(), text) for path, text in wanted.items()}
     except Refused as reason:
