@@ -8,7 +8,7 @@ use cudarc::driver::DevicePtr;
 use half::bf16;
 use simgrad::cuda::raw::{self, RawPairwiseStep, RawUpstream};
 use simgrad::cuda::{DeviceElement, RawBuf, RawMat, pairwise_workspace_bytes};
-use simgrad::{Error, Normalization, PairwiseObjective, PairwiseReport, WriteMode};
+use simgrad::{DType, Error, Normalization, PairwiseObjective, PairwiseReport, WriteMode};
 
 /// Runs the step or its statistics; the report's loss, and whether a gradient was written.
 fn loss<T: DeviceElement>(
@@ -38,8 +38,8 @@ fn loss<T: DeviceElement>(
         log_q: RawBuf::NULL,
         upstream: RawUpstream::Host(1.0),
         write: WriteMode::Overwrite,
-        dx: RawMat::new(dx.view().device_ptr(&stream).0, n, d, f32::DTYPE),
-        dy: Some(RawMat::new(dy.view().device_ptr(&stream).0, m, d, f32::DTYPE)),
+        dx: RawMat::new(dx.view().device_ptr(&stream).0, n, d, DType::F32),
+        dy: Some(RawMat::new(dy.view().device_ptr(&stream).0, m, d, DType::F32)),
         report: RawBuf::new(report.device_ptr(&stream).0, 1),
         wave_bytes: 1 << 20,
         keep_bytes: 0,
