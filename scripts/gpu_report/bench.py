@@ -55,8 +55,7 @@ class Turn:
     """A side ready to be sampled: `run` enqueues `calls` calls."""
 
     def __init__(self, place, side, sets):
-        self.side = side
-        begin = time.perf_counter()
+        self.side, self.next = side, 0
         side.run(0)
         place.synchronize()
         once = min(place.sample(lambda at=at: side.run(at)) for at in range(1 if place.rehearsal else 3))
@@ -74,12 +73,12 @@ class Turn:
                 self.graph = True
             except Exception as error:  # something in it cannot be captured: timed with its launches
                 self.note = f"not captured: {first_line(error)}"
-        self.prepare_seconds = time.perf_counter() - begin
 
     def call(self, count):
-        # No result outlives its call: fifty matrices of similarities would not fit.
-        for at in range(count):
-            self.side.run(at)
+        # No result outlives its call: fifty matrices of similarities would not fit. The sets go on where the last sample ended.
+        for _ in range(count):
+            self.side.run(self.next)
+            self.next += 1
 
     def warm(self, place):
         begin = time.perf_counter()
@@ -116,22 +115,6 @@ def prepare(place, built, side):
         return None, {"skipped": first_line(error)}
 
 
-def measure(place, turns, seconds):
-    """Samples in turns, simgrad's first side before and after every other."""
-    first, *others = turns
-    samples, order = [], []
-    begin = time.perf_counter()
-    for done in range(1 if place.rehearsal else ROUNDS):
-        if done >= FEWEST_ROUNDS and time.perf_counter() - begin > seconds:
-            break
-        one = stats.turns(first, others, 1)
-        # The last turn of a round is the first one of the next.
-        for turn in one if not order else one[1:]:
-            order.append(turn.side.name)
-            samples.append(turn.sample(place))
-    return order, samples
-
-
 def floor(case, extents, rates):
     """Seconds at the ceilings: of the products and of the bytes, the longer."""
     *batch, n, m, d = extents
@@ -154,20 +137,39 @@ def run(place, key, seconds=40):
         turn, sides[side.name] = prepare(place, built, side)
         if turn:
             turns.append(turn)
-    for turn in turns:
-        turn.warm(place)
+    by_name = {turn.side.name: turn for turn in turns}
+    first, *others = by_name
+    failed = {}
+    for name, turn in by_name.items():
+        try:
+            turn.warm(place)
+        except Exception as error:
+            if name == first:
+                raise
+            failed[name] = first_line(error)
     hot = clocks()
-    order, samples = measure(place, turns, seconds)
+    order, samples, more = stats.collect(
+        first,
+        [name for name in others if name not in failed],
+        lambda name: by_name[name].sample(place),
+        rounds=1 if place.rehearsal else ROUNDS,
+        fewest=FEWEST_ROUNDS,
+        seconds=seconds,
+    )
+    failed |= {name: first_line(error) for name, error in more.items()}
     after = ceilings(place)
     rates = {name: (before[name] + after[name]) / 2 for name in before}
     lowest = floor(case, extents, rates)
-    name = turns[0].side.name
-    for turn in turns:
-        times = [s for who, s in zip(order, samples) if who == turn.side.name]
-        sides[turn.side.name]["seconds"] = stats.summary(times)
-        sides[turn.side.name]["of_floor"] = lowest["longer"] / stats.percentile(times, 50)
-    for other, ratios in stats.paired_ratios(order, samples, name).items():
-        sides[other]["times_simgrad"] = stats.summary(ratios)
+    ratios = stats.paired_ratios(order, samples, first)
+    for name in by_name:
+        if name in failed:
+            sides[name] = {"skipped": failed[name]}
+            continue
+        times = [sample for who, sample in zip(order, samples) if who == name]
+        sides[name]["seconds"] = stats.summary(times)
+        sides[name]["of_floor"] = lowest["longer"] / stats.percentile(times, 50)
+        if name != first:
+            sides[name]["times_simgrad"] = stats.summary(ratios[name])
     return {
         "key": key,
         "title": case.title,

@@ -1,5 +1,7 @@
 """Percentiles, the order of turns, and ratios of interleaved samples."""
 
+import time
+
 
 def percentile(samples, q):
     """The q-th percentile, 0 to 100, interpolated linearly between order statistics."""
@@ -30,6 +32,33 @@ def turns(first, others, rounds):
     if others:
         order.append(first)
     return order
+
+
+def collect(first, others, sample, rounds, fewest, seconds, clock=time.perf_counter):
+    """Samples in the order of `turns`: `rounds` of them, or fewer once `seconds` are over, but at least `fewest`.
+
+    Returns the order, the samples, and for every side that failed on the way the exception; it takes no further turn. That of
+    `first` is raised.
+    """
+    others, order, samples, failed = list(others), [], [], {}
+    begin = clock()
+    for done in range(rounds):
+        if done >= fewest and clock() - begin > seconds:
+            break
+        one = turns(first, others, 1)
+        # The last turn of a round is the first one of the next.
+        for name in one[1:] if order and others else one:
+            try:
+                found = sample(name)
+            except Exception as error:
+                if name == first:
+                    raise
+                failed[name] = error
+                others.remove(name)
+                continue
+            order.append(name)
+            samples.append(found)
+    return order, samples, failed
 
 
 def paired_ratios(order, samples, first):

@@ -31,6 +31,40 @@ class Stats(unittest.TestCase):
         self.assertEqual("".join(order), "abacabaca")
         self.assertEqual(stats.turns("a", [], 3), ["a", "a", "a"])
 
+    def test_samples_come_in_turns_until_the_time_is_over(self):
+        clock = [0.0]
+
+        def sample(name):
+            clock[0] += 1
+            return clock[0]
+
+        collect = lambda seconds: stats.collect("a", ["b", "c"], sample, 9, 2, seconds, lambda: clock[0])
+        order, samples, failed = collect(1)
+        self.assertEqual("".join(order), "abaca" + "baca")
+        self.assertEqual((samples, failed), ([float(n) for n in range(1, 10)], {}))
+        self.assertEqual(len(collect(1000)[0]), 5 + 8 * 4)
+        self.assertEqual(stats.collect("a", [], sample, 3, 1, 1000, lambda: clock[0])[0], ["a"] * 3)
+
+    def test_a_side_that_fails_takes_no_further_turn(self):
+        turns = []
+
+        def sample(name):
+            turns.append(name)
+            if name == "b" and turns.count("b") == 2:
+                raise MemoryError("b")
+            return 1.0
+
+        order, samples, failed = stats.collect("a", ["b", "c"], sample, 3, 3, 0)
+        self.assertEqual("".join(order), "abaca" + "aca" + "ca")
+        self.assertEqual(len(samples), len(order))
+        self.assertEqual([*failed], ["b"])
+
+        def never(name):
+            raise MemoryError(name)
+
+        with self.assertRaises(MemoryError):
+            stats.collect("a", ["b"], never, 3, 3, 0)
+
     def test_ratios_are_to_the_neighbours_mean(self):
         order = stats.turns("a", ["b", "c"], 1)
         # The clock falls by half in the middle: b and c both take twice as long as their neighbours.
