@@ -167,7 +167,9 @@ def run(place, key, seconds=40):
             continue
         times = [sample for who, sample in zip(order, samples) if who == name]
         sides[name]["seconds"] = stats.summary(times)
-        sides[name]["of_floor"] = lowest["longer"] / stats.percentile(times, 50)
+        # The floor's products at R, its bytes at BW, and the longer of the two, over the time.
+        middle = stats.percentile(times, 50)
+        sides[name] |= {"of_R": lowest["products"] / middle, "of_BW": lowest["bytes"] / middle, "of_floor": lowest["longer"] / middle}
         if name != first:
             sides[name]["times_simgrad"] = stats.summary(ratios[name])
     return {

@@ -64,7 +64,7 @@ def error_text(errors):
 
 def bench_rows(part):
     rows = [
-        "| # | operation | n × m, d, type | simgrad: median (p10 – p90) | of the floor | target | memory | error | beside it: median = times simgrad's, memory |",
+        "| # | operation | n × m, d, type | simgrad: median (p10 – p90) | of the floor (of R, of BW) | target | memory | error | beside it: median = times simgrad's, memory |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for key, cell in part["cells"].items():
@@ -77,7 +77,7 @@ def bench_rows(part):
         time = spread(side["seconds"]) if side["correct"] else "**wrong result**"
         beside = "; ".join(side_text(name, other) for name, other in others)
         rows.append(
-            f"| {key} | {cell['title']} | {shape(cell)} | {time} | {side['of_floor']:.2f} | {cell['target']} | {memory(side['bytes'])} "
+            f"| {key} | {cell['title']} | {shape(cell)} | {time} | {side['of_floor']:.2f} ({side['of_R']:.2f}, {side['of_BW']:.2f}) | {cell['target']} | {memory(side['bytes'])} "
             f"| {error_text(side['error'])} | {beside} |"
         )
     return rows
