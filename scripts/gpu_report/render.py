@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-from . import store
+from . import cases, store
 
 BEGIN, END = "<!-- gpu-report:begin -->", "<!-- gpu-report:end -->"
 REHEARSAL = "**REHEARSAL: no GPU. These figures are of an emulator and of PyTorch on a CPU and say nothing about speed.**"
@@ -67,7 +67,8 @@ def bench_rows(part):
         "| # | operation | n × m, d, type | simgrad: median (p10 – p90) | of the floor (of R, of BW) | target | memory | error | beside it: median = times simgrad's, memory |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for key, cell in part["cells"].items():
+    order = [case.key for case in cases.CASES]
+    for key, cell in sorted(part["cells"].items(), key=lambda item: order.index(item[0])):
         if "sides" not in cell:
             rows.append(f"| {key} | | | not measured: {str(cell.get('skipped') or cell.get('error')).strip().splitlines()[-1][:120]} | | | | | |")
             continue
