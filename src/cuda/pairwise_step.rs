@@ -374,6 +374,19 @@ impl Step<'_> {
         }
     }
 
+    /// What comes before the weights: operands, statistics and coefficients.
+    ///
+    /// # Safety
+    /// As [`Self::launch`].
+    pub(super) unsafe fn launch_statistics(&self, kernels: &Kernels, stream: &CudaStream) -> Result<()> {
+        let mut kept = false;
+        // SAFETY: by the caller's promise.
+        unsafe {
+            self.plan.prepare.launch(kernels, stream, self.base)?;
+            (0..self.plan.parts.len()).try_for_each(|at| self.launch_part(kernels, stream, at, &mut kept))
+        }
+    }
+
     /// Weights of a wave, part after part.
     ///
     /// # Safety
