@@ -53,6 +53,7 @@ mod pairwise_mixture;
 mod pairwise_params;
 mod pairwise_plan;
 mod pairwise_step;
+mod pairwise_sweep;
 mod plan;
 mod positive_ranks;
 mod prepare;

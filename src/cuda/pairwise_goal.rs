@@ -46,15 +46,15 @@ pub(super) struct GoalScratch {
 }
 
 impl GoalScratch {
-    /// For `n` pairs; `None` without a GOAL part.
+    /// For `n` pairs in at most so many splits; `None` without a GOAL part.
     pub(super) fn new(
         layout: &mut Layout,
         n: usize,
-        splits: Splits,
+        room: Splits,
         objectives: impl Iterator<Item = Objective>,
     ) -> Result<Option<Self>> {
         let Some(planes) = objectives.map(|o| stats_of(&o, false).planes()).max() else { return Ok(None) };
-        let sides = [Side::new(layout, n, planes, splits.cols)?, Side::new(layout, n, planes, splits.rows)?];
+        let sides = [Side::new(layout, n, planes, room.cols)?, Side::new(layout, n, planes, room.rows)?];
         Ok(Some(Self { sides }))
     }
 }
@@ -82,8 +82,8 @@ impl Step<'_> {
             pmin,
             row_parts: self.at(scratch.sides[0].parts),
             col_parts: self.at(scratch.sides[1].parts),
-            row_splits: self.plan.splits.rows as u32,
-            col_splits: self.plan.splits.cols as u32,
+            row_splits: self.sweeps.mined.rows as u32,
+            col_splits: self.sweeps.mined.cols as u32,
             pmin_count,
             select: Select::Negatives as u32,
             stats: stats_of(&goal.objective, false) as u32,
@@ -98,7 +98,7 @@ impl Step<'_> {
         let [rows, cols] = self.groups();
         let inv = self.plan.prepare.row_inv(self.base);
         let (pmin, pmin_count) = self.plan.prepare.pmin(self.base);
-        let splits = [self.plan.splits.cols, self.plan.splits.rows];
+        let splits = [self.sweeps.mined.cols, self.sweeps.mined.rows];
         // Planes of a part's coefficients: the negative's number, its weight, and the own pair's.
         let first = [self.at(part.row_coefficients), self.at(part.col_coefficients)];
         let own_plane = [4, 2];

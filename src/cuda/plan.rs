@@ -166,6 +166,8 @@ impl SweepKernel {
     pub const fn schemes(self) -> &'static [Scheme] {
         match self {
             Self::Mine => &[Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall],
+            // One layout of tiles for both, which pass tiles to each other.
+            Self::PairwiseStats | Self::PairwiseWeights => &[Scheme::WarpMma, Scheme::GroupMma],
             _ => &[Scheme::WarpMma],
         }
     }
