@@ -8,7 +8,7 @@
 #include "common/pairwise_stats.cuh"
 
 #define STATS(SUFFIX, T, BOTH)                                                                                  \
-    extern "C" __global__ void __cluster_dims__(1, kClusterBlocks, 1) __launch_bounds__(kGroupThreads, 1)       \
+    extern "C" __global__ void __cluster_dims__(1, kClusterBlocks, 1) __maxnreg__(kLaunchRegisters)             \
         pairwise_stats_##SUFFIX(const __grid_constant__ TensorMaps maps,                                        \
                                 const __grid_constant__ PairwiseStatsParams p) {                                \
         stats_groups<T, BOTH>(maps, p);                                                                         \

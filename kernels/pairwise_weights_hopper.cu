@@ -8,7 +8,7 @@
 #include "common/pairwise_weights.cuh"
 
 #define WEIGHTS(SUFFIX, T, BOTH)                                                                                \
-    extern "C" __global__ void __cluster_dims__(1, kClusterBlocks, 1) __launch_bounds__(kGroupThreads, 1)       \
+    extern "C" __global__ void __cluster_dims__(1, kClusterBlocks, 1) __maxnreg__(kLaunchRegisters)             \
         pairwise_weights_##SUFFIX(const __grid_constant__ TensorMaps maps,                                      \
                                   const __grid_constant__ PairwiseWeightsParams p) {                            \
         weights_groups<T, BOTH>(maps, p);                                                                       \

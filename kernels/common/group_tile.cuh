@@ -37,7 +37,9 @@ constexpr int kPipelineBytes = kStages * kStageBytes;
 constexpr int kScratchBytes = 28672;
 constexpr int kGroupSharedBytes = kPipelineBytes + kScratchBytes + 1024;  // barriers, and up to 1008 bytes to align the rest
 static_assert(kGroupSharedBytes == (kTileCols == 128 ? 226304 : 177152), "keep in step with src/cuda/plan.rs");
-// 168 registers per thread at launch: 40 for those that copy leave 232 for those that multiply.
+// Registers of a thread at launch; 40 for those that copy then leave 232 for those that multiply. Given by __maxnreg__, which
+// setmaxnreg asks for, and not by __launch_bounds__.
+constexpr uint32_t kLaunchRegisters = 168;
 constexpr uint32_t kCopierRegisters = 40;
 constexpr uint32_t kHolderRegisters = 232;
 
@@ -102,20 +104,21 @@ class GroupStream {
         prefetch_map(maps_.y);
     }
     // Enqueues the copies of a step. `at` starts as {0, 1}: the stages are empty.
-    __device__ __forceinline__ void copy_step(StageAt& at, uint32_t row0, uint32_t col0, uint32_t matrix = 0) const {
+    __device__ __forceinline__ void copy_step(StageAt& at, uint32_t row0, uint32_t col0, uint32_t x_matrix = 0,
+                                              uint32_t y_matrix = 0) const {
         for (uint32_t k = 0; k < k_steps_; ++k) {
             const uint32_t to = base_ + at.stage * kStageBytes, barrier = full(at.stage);
             const int32_t from = int32_t(k * (kRowBytes / sizeof(T)));
             barrier_wait(empty(at.stage), at.parity);
             barrier_expect(barrier, kStageBytes);
-            copy_box(to, maps_.x, barrier, from, int32_t(row0), int32_t(matrix));
+            copy_box(to, maps_.x, barrier, from, int32_t(row0), int32_t(x_matrix));
             if (kClusterBlocks > 1) {
                 constexpr uint32_t kShare = kStepCols / kClusterBlocks;
                 const uint32_t rank = cluster_rank();
                 copy_box_to(to + kStageBytesX + rank * kShare * kRowBytes, maps_.y, barrier, from,
-                            int32_t(col0 + rank * kShare), int32_t(matrix), (1 << kClusterBlocks) - 1);
+                            int32_t(col0 + rank * kShare), int32_t(y_matrix), (1 << kClusterBlocks) - 1);
             } else {
-                copy_box(to + kStageBytesX, maps_.y, barrier, from, int32_t(col0), int32_t(matrix));
+                copy_box(to + kStageBytesX, maps_.y, barrier, from, int32_t(col0), int32_t(y_matrix));
             }
             at.advance();
         }
@@ -163,7 +166,7 @@ class GroupStream {
 };
 
 // A sweep over a rectangle: tile(acc, r, c, scratch) is called for its tiles in order, by the threads that hold them; scratch
-// is kScratchBytes of shared memory.
+// is kScratchBytes of shared memory. With kMeets they have met since the tile before; without, only warps are together.
 template <typename T>
 class RectSweep {
   public:
@@ -173,11 +176,11 @@ class RectSweep {
         : rect_(rect), computes_(computes), stream_(shared, maps, d) {}
 
     // Only the threads that hold tiles go on behind it with anything that needs barriers.
-    template <typename Tile>
+    template <bool kMeets = true, typename Tile>
     __device__ __forceinline__ void run(Tile tile) {
         if (stream_.holds()) {
             take_registers<kHolderRegisters>();
-            hold(tile);
+            hold<kMeets>(tile);
         } else {
             give_registers<kCopierRegisters>();
             if (threadIdx.x == kHolders && computes_) copy();
@@ -196,7 +199,7 @@ class RectSweep {
             }
         }
     }
-    template <typename Tile>
+    template <bool kMeets, typename Tile>
     __device__ __forceinline__ void hold(Tile tile) const {
         StageAt at;
         for (uint32_t r = rect_.r; r < rect_.r_end; ++r) {
@@ -211,7 +214,7 @@ class RectSweep {
 #pragma unroll
                 for (int t = 0; t < kStepTiles; ++t) {
                     if (c + t >= rect_.c_end) break;
-                    tile_sync();  // nobody reads the scratch memory of the tile before
+                    if (kMeets) tile_sync();  // nobody reads the scratch memory of the tile before
                     tile(reinterpret_cast<TileAcc&>(acc[t * kThreadElements]), r, c + t, stream_.scratch());
                 }
             }

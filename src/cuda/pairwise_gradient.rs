@@ -6,6 +6,7 @@ use super::descriptor::RawMat;
 use super::gather::RawUpstream;
 use super::kernels::Kernels;
 use super::launch::launch;
+use super::pairwise_grad_hopper::by_groups;
 use super::pairwise_params::{FINISH_THREADS, PairwiseFinishParams, PairwiseFinishSide, PairwiseGradParams};
 use super::pairwise_plan::{Shape, Wave};
 use super::plan::{TILE_BLOCK, TILE_SHARED_BYTES, tiles};
@@ -15,8 +16,8 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::options::WriteMode;
 
-const GRAD: [&str; 3] = ["pairwise_grad_f32", "pairwise_grad_f16", "pairwise_grad_bf16"];
-const FINISH: GradientKernels = GradientKernels {
+pub(super) const GRAD: [&str; 3] = ["pairwise_grad_f32", "pairwise_grad_f16", "pairwise_grad_bf16"];
+pub(super) const FINISH: GradientKernels = GradientKernels {
     f32: "pairwise_finish_f32_f32",
     f16: ["pairwise_finish_f16_f16", "pairwise_finish_f16_f32"],
     bf16: ["pairwise_finish_bf16_bf16", "pairwise_finish_bf16_f32"],
@@ -36,6 +37,8 @@ pub(super) struct GradientStep {
     pub exponent: [u64; 2],
     /// Rows that are left out of the products.
     pub skip: [u64; 2],
+    /// Where the parts of f16 rows go, for products that need them: a `PartsShape::region` each.
+    pub parts: [u64; 2],
     /// Weights of a wave.
     pub weights: u64,
     pub ld_weights: usize,
@@ -66,6 +69,11 @@ pub(super) struct ReportOfWeights {
     pub per_bias: f64,
     /// Whether the sum of `W S` is what is reported as the loss.
     pub is_loss: bool,
+}
+
+/// Threads of a block of `pairwise_finish_*` for rows of `d` columns.
+pub(super) fn finish_threads(d: usize) -> u32 {
+    d.div_ceil(FINISH_COLUMNS).next_multiple_of(32).clamp(32, FINISH_THREADS) as u32
 }
 
 impl GradientStep {
@@ -136,11 +144,40 @@ impl GradientStep {
         }
     }
 
-    /// Enqueues the products of a wave.
+    fn by_groups(&self, kernels: &Kernels) -> bool {
+        by_groups(&kernels.plan_device(), self.dtype, self.shape)
+    }
+
+    /// Enqueues what the products of all waves need beside the operands: nothing, but for f16 on 9.0.
+    ///
+    /// # Safety
+    /// As for [`Self::products`].
+    pub(super) unsafe fn before_products(&self, kernels: &Kernels, stream: &CudaStream) -> Result<()> {
+        if self.sums[0] == 0 || !self.by_groups(kernels) {
+            return Ok(());
+        }
+        // SAFETY: by the caller's promise.
+        unsafe { self.split_by_groups(kernels, stream) }
+    }
+
+    /// Enqueues the products of a wave. [`Self::before_products`] is in front of the first one.
     ///
     /// # Safety
     /// Everything is valid on the stream's device for its extent until the enqueued work has run.
     pub(super) unsafe fn products(&self, kernels: &Kernels, stream: &CudaStream, wave: &Wave) -> Result<()> {
+        if self.by_groups(kernels) {
+            // SAFETY: by the caller's promise.
+            return unsafe { self.products_by_groups(kernels, stream, wave) };
+        }
+        // SAFETY: by the caller's promise.
+        unsafe { self.products_by_warps(kernels, stream, wave) }
+    }
+
+    /// Enqueues the products of a wave in the scheme that every device runs.
+    ///
+    /// # Safety
+    /// As for [`Self::products`].
+    pub(super) unsafe fn products_by_warps(&self, kernels: &Kernels, stream: &CudaStream, wave: &Wave) -> Result<()> {
         let blocks = (wave.end - wave.first + tiles(self.shape.m)) * tiles(self.shape.d);
         let (grad, grid) = (by_dtype(self.dtype, GRAD), (blocks as u32, 1, 1));
         // SAFETY: by the caller's promise.
@@ -158,7 +195,7 @@ impl GradientStep {
             return Ok(());
         }
         let finish = gradient_kernel(self.op, "dx", self.dtype, self.dx.dtype, &FINISH)?;
-        let threads = self.shape.d.div_ceil(FINISH_COLUMNS).next_multiple_of(32).clamp(32, FINISH_THREADS) as u32;
+        let threads = finish_threads(self.shape.d);
         // SAFETY: by the caller's promise.
         unsafe { launch(kernels, stream, finish, (rows, 1, 1), threads, 0, &params) }
     }

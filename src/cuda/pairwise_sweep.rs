@@ -1,9 +1,8 @@
 //! How the sweeps of a step over all pairs are dealt to the blocks of the device at hand.
 
-use super::kernels::Kernels;
 use super::pairwise_plan::{Plan, Shape, Wave, blocks_of, dealt_again};
-use super::plan::{Splits, SweepKernel, SweepPlan, SweepShape, TILE};
-use super::sweep::{Select, sweep_plan};
+use super::plan::{PlanDevice, SweepKernel, SweepPlan, SweepShape, TILE};
+use super::sweep::{Select, key_words, sweep_plan_on};
 use super::tile_kernel::TileKernel;
 use crate::dtype::DType;
 
@@ -44,7 +43,7 @@ pub(super) struct Sweeps {
     /// Of the statistics.
     pub stats: SweepPlan,
     /// Of the sweep for GOAL parts.
-    pub mined: Splits,
+    pub mined: SweepPlan,
     /// The plan's waves, as they are dealt here.
     pub waves: Vec<Wave>,
     /// Of the weights, one per wave.
@@ -53,14 +52,14 @@ pub(super) struct Sweeps {
 
 impl Sweeps {
     /// One scheme for all of them: they have to see the same bits, and the tiles that they pass on are in its order.
-    pub(super) fn new(kernels: &Kernels, plan: &Plan, dtype: DType) -> Self {
+    pub(super) fn new(device: PlanDevice, plan: &Plan, dtype: DType) -> Self {
         let shape = plan.shape;
-        let of = |kernel, rows| rows_of(kernels, kernel, dtype, shape, rows);
+        let of = |kernel, rows| rows_of(device, kernel, dtype, shape, rows);
         let waves = dealt_again(&plan.waves, |rows| of(SweepKernel::PairwiseWeights, rows).splits);
         let rows = |wave: &Wave| (wave.end - wave.first) * TILE;
         Self {
             stats: of(SweepKernel::PairwiseStats, shape.n),
-            mined: sweep_plan(kernels, dtype, Select::Negatives, [shape.n, shape.m], shape.d).splits,
+            mined: sweep_plan_on(device, dtype, Select::Negatives, [shape.n, shape.m], shape.d),
             weights: waves.iter().map(|wave| of(SweepKernel::PairwiseWeights, rows(wave))).collect(),
             waves,
         }
@@ -73,10 +72,9 @@ impl Sweeps {
 }
 
 /// The sweep over so many of the rows.
-fn rows_of(kernels: &Kernels, kernel: SweepKernel, dtype: DType, shape: Shape, rows: usize) -> SweepPlan {
-    let mut device = kernels.plan_device();
-    // Tensor maps have no empty extents.
-    device.group_code &= shape.n > 0 && shape.m > 0 && shape.d > 0;
+fn rows_of(mut device: PlanDevice, kernel: SweepKernel, dtype: DType, shape: Shape, rows: usize) -> SweepPlan {
+    // As the sweep for own pairs, whose similarities are compared with, has it: tensor maps have no empty extents.
+    device.group_code &= shape.n > 0 && shape.m > 0 && shape.d > 0 && key_words(shape.n, shape.m) > 0;
     let plan = SweepPlan::new(kernel, SweepShape { batch: 1, n: rows, m: shape.m, d: shape.d, dtype }, device);
     // The operands are whole.
     SweepPlan { shape: SweepShape { n: shape.n, ..plan.shape }, ..plan }

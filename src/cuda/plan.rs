@@ -2,6 +2,8 @@
 //! come from the shape, the type and the scheme, never from the number of multiprocessors, so that no result depends on the
 //! size of a device. `explain.rs` has the reason beside each number.
 
+use super::image::HAS_HOPPER;
+use super::probe::DeviceFacts;
 use crate::dtype::DType;
 
 /// Rows, and columns, of a tile of [`Scheme::WarpMma`]; `kTile` in `kernels/common/tile.cuh`.
@@ -52,6 +54,9 @@ const fn group_shared(cols: usize, stages: u32) -> u32 {
     stages * (GROUP_ROWS + cols) as u32 * ROW_BYTES + GROUP_SCRATCH + GROUP_EXTRA
 }
 
+/// Band of `cosine_matrix`; `kBand` in `kernels/cosine_matrix.cu`.
+const MATRIX_BAND: usize = 8;
+
 /// Tiles along an extent.
 pub(crate) const fn tiles(extent: usize) -> usize {
     extent.div_ceil(TILE)
@@ -85,13 +90,13 @@ impl Splits {
         Self { rows: parts(n.div_ceil(GROUP_ROWS)), cols: parts(m.div_ceil(SMALL_COLS)) }
     }
 
-    /// For it in units of 256 × 256: the fewest parts of all deals that finish first on
-    /// [`PLANNED_MULTIPROCESSORS`], a unit taking the same time everywhere.
+    /// For it in units of 256 × 256: the fewest parts of all deals that finish first on [`PLANNED_MULTIPROCESSORS`], a unit
+    /// taking the same time everywhere; of those the one with most parts of rows, since each reads all columns.
     fn group(n: usize, m: usize) -> Self {
         let (rows, cols) = (n.div_ceil(UNIT).max(1), m.div_ceil(UNIT).max(1));
         let at_once = PLANNED_MULTIPROCESSORS / GROUP_CLUSTER;
         let mut best = (usize::MAX, usize::MAX, Self { rows: GROUP_CLUSTER, cols: 1 });
-        for r in 1..=rows.min(MAX_ROW_UNIT_PARTS) {
+        for r in (1..=rows.min(MAX_ROW_UNIT_PARTS)).rev() {
             for c in 1..=cols.min(MAX_SPLITS) {
                 // Rounds of clusters, each as long as its largest share. Below 2^48.
                 let time = (r * c).div_ceil(at_once) * rows.div_ceil(r) * cols.div_ceil(c);
@@ -141,7 +146,7 @@ pub enum SweepKernel {
     Mine,
     /// `mine_top_k`.
     TopK,
-    /// `ranks`.
+    /// `ranks`, and `positive_ranks_count`.
     Ranks,
     /// `pairwise_stats`.
     PairwiseStats,
@@ -165,10 +170,12 @@ impl SweepKernel {
     /// The schemes that it is written in. [`Scheme::WarpMma`] is always one.
     pub const fn schemes(self) -> &'static [Scheme] {
         match self {
-            Self::Mine => &[Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall],
+            Self::CosineMatrix | Self::Mine | Self::Ranks => {
+                &[Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall]
+            }
+            Self::TopK => &[Scheme::WarpMma, Scheme::GroupMmaSmall],
             // One layout of tiles for both, which pass tiles to each other.
             Self::PairwiseStats | Self::PairwiseWeights => &[Scheme::WarpMma, Scheme::GroupMma],
-            _ => &[Scheme::WarpMma],
         }
     }
 
@@ -186,22 +193,37 @@ pub struct PlanDevice {
     pub multiprocessors: u32,
     /// Whether the build has machine code for `sm_90a`.
     pub group_code: bool,
+    /// Bytes of its L2 cache. Modelled traffic depends on it, no plan does.
+    pub l2_bytes: u64,
     /// Takes the place of the choice, where the kernel has this scheme and the device runs it. For tests.
     #[doc(hidden)]
     pub forced: Option<Scheme>,
 }
 
 impl PlanDevice {
-    /// An H200, or an H100 in its SXM form, with everything built.
-    pub const H200: Self = Self { compute_capability: (9, 0), multiprocessors: 132, group_code: true, forced: None };
+    /// An H200, with everything built.
+    pub const H200: Self =
+        Self { compute_capability: (9, 0), multiprocessors: 132, group_code: true, l2_bytes: 60_000_000, forced: None };
     /// An A100.
-    pub const A100: Self = Self { compute_capability: (8, 0), multiprocessors: 108, group_code: true, forced: None };
+    pub const A100: Self =
+        Self { compute_capability: (8, 0), multiprocessors: 108, group_code: true, l2_bytes: 40_000_000, forced: None };
+
+    /// The device with these facts, and what this build has for it.
+    pub fn of(facts: &DeviceFacts) -> Self {
+        let like = if facts.compute_capability >= (9, 0) { Self::H200 } else { Self::A100 };
+        Self {
+            compute_capability: facts.compute_capability,
+            multiprocessors: facts.multiprocessors,
+            group_code: HAS_HOPPER,
+            ..like
+        }
+    }
 
     const fn runs_group_code(&self) -> bool {
         self.group_code && self.compute_capability.0 == 9 && self.compute_capability.1 == 0
     }
 
-    fn runs(&self, scheme: Scheme, dtype: DType) -> bool {
+    pub(crate) fn runs(&self, scheme: Scheme, dtype: DType) -> bool {
         scheme == Scheme::WarpMma || self.runs_group_code() && matches!(dtype, DType::F16 | DType::Bf16)
     }
 }
@@ -246,6 +268,9 @@ pub struct SweepPlan {
     pub stages: u32,
     /// Parts of the rows and columns; 1 and 1 where nothing is merged.
     pub splits: Splits,
+    /// Rows of tiles, or of those of a cluster, that are made at one column before the next. In every line tiles come in
+    /// ascending order whatever it is.
+    pub band: usize,
     /// Blocks.
     pub grid: (u32, u32, u32),
 }
@@ -260,7 +285,8 @@ fn choose(kernel: SweepKernel, shape: &SweepShape, device: &PlanDevice) -> Schem
     if let Some(scheme) = device.forced.filter(|&scheme| can(scheme)) {
         return scheme;
     }
-    if can(Scheme::GroupMmaSmall) && leaves_half_idle(shape.n, shape.m) {
+    let small = leaves_half_idle(shape.n.saturating_mul(shape.batch), shape.m) || !can(Scheme::GroupMma);
+    if can(Scheme::GroupMmaSmall) && small {
         Scheme::GroupMmaSmall
     } else if can(Scheme::GroupMma) {
         Scheme::GroupMma
@@ -275,6 +301,11 @@ impl SweepPlan {
         Self::of_scheme(choose(kernel, &shape, &device), kernel, shape, device)
     }
 
+    /// With other splits than those of the shape alone.
+    pub(super) fn with_splits(self, splits: Splits) -> Self {
+        Self { splits, grid: (splits.cols as u32, splits.rows as u32, 1), ..self }
+    }
+
     /// The plan in a given scheme, whether or not there is such a kernel.
     #[doc(hidden)]
     pub fn of_scheme(scheme: Scheme, kernel: SweepKernel, shape: SweepShape, device: PlanDevice) -> Self {
@@ -284,6 +315,7 @@ impl SweepPlan {
             Scheme::GroupMma => (GROUP_ROWS, GROUP_COLS, GROUP_CLUSTER, GROUP_BLOCK, GROUP_SHARED_BYTES, GROUP_STAGES),
             Scheme::GroupMmaSmall => (GROUP_ROWS, SMALL_COLS, 1, GROUP_BLOCK, SMALL_SHARED_BYTES, SMALL_STAGES),
         };
+        let band = if kernel == SweepKernel::CosineMatrix { MATRIX_BAND } else { 1 };
         let (splits, grid) = if kernel == SweepKernel::CosineMatrix {
             // Clusters take units of tiles in turn.
             let units = [batch, n.div_ceil(tile_rows * cluster), m.div_ceil(tile_cols)];
@@ -311,6 +343,7 @@ impl SweepPlan {
             shared_bytes,
             stages,
             splits,
+            band,
             grid,
         }
     }
@@ -348,7 +381,8 @@ mod tests {
 
     #[test]
     fn shared_memory_fits_a_block_of_9_0() {
-        assert_eq!((GROUP_SHARED_BYTES, SMALL_SHARED_BYTES), (226_304, 177_152));
-        assert!(GROUP_SHARED_BYTES <= 232_448);
+        let most = [GROUP_SHARED_BYTES, SMALL_SHARED_BYTES].into_iter().max();
+        assert_eq!((most, SMALL_SHARED_BYTES), (Some(226_304), 177_152));
+        assert!(most <= Some(232_448));
     }
 }

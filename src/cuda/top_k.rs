@@ -7,11 +7,12 @@ use super::goal_plan::RawGroups;
 use super::kernels::Kernels;
 use super::launch::launch;
 use super::mine::{check_groups, check_optional};
-use super::plan::{MAX_SPLITS, TILE_BLOCK, TILE_SHARED_BYTES};
-use super::prepare::{Operand, Prepare, Wants, by_dtype};
+use super::plan::{MAX_SPLITS, Splits, SweepKernel, SweepShape};
+use super::prepare::{Operand, Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
-use super::sweep::{MergeTo, Mining, Select, Stats};
+use super::sweep::{MergeTo, Mining, Select, Stats, key_words};
+use super::tile_kernel::{TileKernel, launch_tiles, tile_plan};
 use super::top_k_params::{
     ENTRY_BYTES, MERGED, PLANES, TopKMergeParams, TopKParams, TopKSide, margin_code, parts, pick_code,
 };
@@ -24,8 +25,16 @@ use crate::top_k::{Fallback, Pick, TopKOptions};
 
 pub(super) const OP: &str = "mine_top_k";
 
+const MINE_TOP_K: TileKernel = TileKernel {
+    warp: ["mine_top_k_f32", "mine_top_k_f16", "mine_top_k_bf16"],
+    // Not in clusters, to which the rows would be dealt in pairs of parts: there may have to be one part only.
+    group: [""; 2],
+    step: 1,
+    small: ["mine_top_k_hopper_f16", "mine_top_k_hopper_bf16"],
+};
+
 /// Threads of a block of `mine_top_k_merge`.
-const MERGE_BLOCK: u32 = 128;
+pub(super) const MERGE_BLOCK: u32 = 128;
 
 /// Outputs of one direction of [`raw::mine_top_k`](super::raw::mine_top_k).
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +98,7 @@ struct Lists {
 }
 
 /// Places per anchor for what is left out before a sample is drawn, and for the best of the rest.
-fn places(options: &TopKOptions<'_>, candidates: usize) -> (usize, usize) {
+pub(super) fn places(options: &TopKOptions<'_>, candidates: usize) -> (usize, usize) {
     let (skip, k) = (options.skip.min(candidates), options.k.min(candidates).max(1));
     if options.pick == Pick::Hardest { (0, skip + k) } else { (skip, k) }
 }
@@ -164,7 +173,8 @@ impl Plan {
         wants: &Wants,
     ) -> Result<Self> {
         let (n, m, entries) = (x.rows, y.rows, bank.map_or(0, |bank| bank.rows));
-        let prepare = Prepare::plan(layout, OP, [&(*x).into(), &(*y).into()], options.normalization, wants)?;
+        let keyed = Wants { zeroed: key_words(n, m), ..*wants };
+        let prepare = Prepare::plan(layout, OP, [&(*x).into(), &(*y).into()], options.normalization, &keyed)?;
         let bank = bank.map(|bank| {
             let nothing = RawMat { rows: 0, ..*bank };
             Prepare::plan(layout, OP, [&(*bank).into(), &nothing.into()], options.normalization, wants)
@@ -362,13 +372,17 @@ pub(super) unsafe fn enqueue(kernels: &Kernels, stream: &CudaStream, a: &RawTopK
         return Ok(());
     }
     let operands = [plan.prepare.x(base), plan.prepare.y(base)];
-    let name = by_dtype(a.x.dtype, ["mine_top_k_f32", "mine_top_k_f16", "mine_top_k_bf16"]);
     let nowhere = [(plan.unread[0], n), (plan.unread[1], m)].map(|(region, len)| {
         let value = region.at(base);
         MergeTo { value, index: value + 4 * len as u64, second: 0, rank: 0 }
     });
     let sweep = sweep_params(a, plan, operands);
-    let grid = |p: &TopKParams| (p.col_splits, p.row_splits, 1);
+    // With the splits that the lists have slots for.
+    let tiles = |p: &TopKParams| {
+        let shape = SweepShape { batch: 1, n: p.n as usize, m: p.m as usize, d: a.x.cols, dtype: a.x.dtype };
+        let splits = Splits { rows: p.row_splits as usize, cols: p.col_splits as usize };
+        tile_plan(kernels, SweepKernel::TopK, shape).with_splits(splits)
+    };
     let merge = merge_params(a, plan);
     let merged = plan.rows.merged().max(plan.cols.merged());
     let shared = (merged * ENTRY_BYTES) as u32;
@@ -376,12 +390,21 @@ pub(super) unsafe fn enqueue(kernels: &Kernels, stream: &CudaStream, a: &RawTopK
     // SAFETY: the regions of the workspace are disjoint, the rest is the caller's promise.
     unsafe {
         plan.prepare.launch(kernels, stream, base)?;
-        plan.pairs.launch(kernels, stream, base, operands, [0; 2], a.positive.ptr, nowhere)?;
-        launch(kernels, stream, name, grid(&sweep), TILE_BLOCK, TILE_SHARED_BYTES, &sweep)?;
+        plan.pairs.launch(
+            kernels,
+            stream,
+            base,
+            plan.prepare.zeroed(base),
+            operands,
+            [0; 2],
+            a.positive.ptr,
+            nowhere,
+        )?;
+        launch_tiles(kernels, stream, &MINE_TOP_K, &tiles(&sweep), operands, &sweep)?;
         if let (Some(bank), Some(prepare)) = (&a.bank, &plan.bank) {
             prepare.launch(kernels, stream, base)?;
             let sweep = bank_params(&sweep, bank, prepare.x(base), plan);
-            launch(kernels, stream, name, grid(&sweep), TILE_BLOCK, TILE_SHARED_BYTES, &sweep)?;
+            launch_tiles(kernels, stream, &MINE_TOP_K, &tiles(&sweep), [operands[0], prepare.x(base)], &sweep)?;
         }
         launch(kernels, stream, "mine_top_k_merge", ((n + m) as u32, 1, 1), MERGE_BLOCK, shared, &merge)
     }
