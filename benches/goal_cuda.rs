@@ -1,4 +1,4 @@
-//! The GOAL step on a device: four launches from raw embeddings to gradients and report. `goal` has it on the CPU, and
+//! The GOAL step on a device: three or four launches from raw embeddings to gradients and report. `goal` has it on the CPU, and
 //! `peers/torch_step.py` is what to compare it with.
 
 mod common;

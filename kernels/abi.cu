@@ -14,6 +14,7 @@
 #include "params/abi.h"
 #include "params/cosine_matrix.h"
 #include "params/goal.h"
+#include "params/goal_small.h"
 #include "params/memory_bank.h"
 #include "params/mine.h"
 #include "params/mined_triplet.h"
@@ -55,7 +56,7 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
     {
         using S = PrepareParams;
         w.put(sizeof(S));
-        F(x) F(y) F(pmin) F(zeroed) F(zeroed_len) F(d) F(normalize) F(pad_)
+        F(x) F(y) F(pmin) F(zeroed) F(cleared) F(zeroed_len) F(d) F(normalize) F(pad_)
     }
     {
         using S = RowNormsParams;
@@ -103,12 +104,17 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         using S = GoalSide;
         w.put(sizeof(S));
         F(parts) F(inv) F(anchor_groups) F(other_groups) F(positive) F(negative) F(index) F(list) F(spare) F(offsets)
-        F(blocks) F(total) F(detail) F(skip) F(splits) F(pad_)
+        F(blocks) F(total) F(detail) F(skip) F(splits) F(unit)
     }
     {
         using S = GoalParams;
         w.put(sizeof(S));
         F(it) F(ti) F(pos) F(pmin) F(tickets) F(report) F(objective) F(factor) F(n) F(pmin_count) F(stats) F(pad_)
+    }
+    {
+        using S = GoalSmallParams;
+        w.put(sizeof(S));
+        F(goal) F(gather) F(pairs) F(row_warps) F(report_blocks) F(pad_)
     }
     {
         using S = MineParams;
@@ -313,6 +319,7 @@ __device__ __forceinline__ void put_constants(Writer& w) {
     w.put(kGoalSplits);
     w.put(kGoalTickets);
     w.put(kDetailPlanes);
+    for (uint32_t count : {kSmallPairs, kSmallRows, kSmallThreads}) w.put(count);
     w.put(sizeof(ReportPart));
     w.put(kTile);
     w.put(kTileThreads);
@@ -321,7 +328,7 @@ __device__ __forceinline__ void put_constants(Writer& w) {
     w.put(sizeof(TopKEntry));
     w.put(kTopKPlanes);
     for (uint32_t code : {kSelectNegatives, kSelectGroup, kSelectPair}) w.put(code);
-    for (uint32_t code : {kStatsNone, kStatsSecond, kStatsLin, kStatsSig}) w.put(code);
+    for (uint32_t code : {kStatsKeys, kStatsNone, kStatsSecond, kStatsLin, kStatsSig}) w.put(code);
     for (uint32_t code : {kTripletCon, kTripletHinge, kTripletNca, kTripletCir}) w.put(code);
     for (uint32_t code : {kPairCon, kPairLin, kPairSig, kPairLinMs, kPairSigMs}) w.put(code);
     for (uint32_t count : {kSetPlanes, kRowPlanes, kColPlanes, kPairLines, kPairFinish, kPairZeroed, kWaveSums,

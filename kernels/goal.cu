@@ -15,21 +15,17 @@
 //         them, a thread per anchor. For the _ms weights each warp then sums R+ of two anchors over the positives. The
 //         first warp evaluates the weights. The last block of a direction to finish adds the report's parts and sorts
 //         the inverse index; the last direction writes the report.
-// Launch  grid = (ceil(n / 32), 2), at least (1, 2); block = 512; below 18 KiB of static shared memory.
+// Launch  grid = (ceil(n / 32), 2), at least (1, 2); block = 512; 15 KiB of static shared memory.
 // Bound   latency; n planes splits words read, _ms: 2 n^2 / 32 warp steps.
 // Order   splits ascending; R+ by lanes and a fixed tree; the report by blocks ascending; tickets are integers and decide
 //         only who works, not in which order sums are taken. Identical bits between runs and devices.
 // Needs   sm_80.
-#include "common/mining.cuh"
-#include "common/numeric.cuh"
-#include "common/objective.cuh"
+#include "common/goal.cuh"
 #include "common/radix.cuh"
 
 namespace {
 
 constexpr uint32_t kWarps = kGoalThreads / kWarpSize;
-constexpr uint32_t kFlush = 64;  // terms of R+ that a lane adds up before it adds them to its total, to bound rounding
-
 constexpr uint32_t kAnchorsPerWarp = kGoalAnchors / kWarps;
 static_assert(kWarps >= kGoalSplits, "a warp loads one split");
 
@@ -45,144 +41,36 @@ struct Shared {
         RadixScratch<kWarps> radix;                 // of the last block
     };
     float value[kGoalAnchors];
-    float rs_pos[kGoalAnchors];
-    uint32_t rs_pos_count[kGoalAnchors];
+    Relative rs_pos[kGoalAnchors];
     float scratch[32];
     ReportPart parts[kWarps];
     bool last;
 };
 
-struct Relative {
-    float mean;
-    uint32_t count;
-};
-
-__device__ __forceinline__ Relative relative_mean(float sum, uint32_t count) {
-    return {count == 0 ? 0.0f : sum / float(count), count};
-}
-
-__device__ __forceinline__ bool is_ms(const GoalParams& p) { return p.stats >= kStatsLin; }
-
-// R+ of this warp's anchors: over the other pairs' similarities that are at most the anchor's hardest value plus eps.
-__device__ __forceinline__ void positive_relative(const GoalParams& p, const GoalSide& s, Shared& shared) {
-    const bool sig = p.objective.pair == kPairSigMs, grouped = s.anchor_groups != nullptr;
-    const float alpha = float(p.objective.alpha);
+// R+ of this warp's anchors.
+__device__ __forceinline__ void block_relative(const GoalParams& p, const GoalSide& s, Shared& shared) {
     const uint32_t slot = warp_id() * kAnchorsPerWarp, first = blockIdx.x * kGoalAnchors + slot;
-    float own[kAnchorsPerWarp], bound[kAnchorsPerWarp], sum[kAnchorsPerWarp], part[kAnchorsPerWarp];
-    int64_t group[kAnchorsPerWarp];
-    uint32_t count[kAnchorsPerWarp];
+    float value[kAnchorsPerWarp];
+    Relative relative[kAnchorsPerWarp];
 #pragma unroll
-    for (uint32_t a = 0; a < kAnchorsPerWarp; ++a) {
-        const bool inside = first + a < p.n;
-        own[a] = inside ? p.pos[first + a] : 0.0f;
-        // Nothing is at most NaN.
-        bound[a] = inside ? shared.value[slot + a] + p.objective.eps : quiet_nan();
-        group[a] = inside && grouped ? s.anchor_groups[first + a] : 0;
-        sum[a] = part[a] = 0.0f;
-        count[a] = 0;
-    }
-    uint32_t pending = 0;
-    for (uint32_t j = lane_id(); j < p.n; j += kWarpSize) {
-        const float other = p.pos[j];
-        const int64_t other_group = grouped ? s.other_groups[j] : 0;
+    for (uint32_t a = 0; a < kAnchorsPerWarp; ++a) value[a] = first + a < p.n ? shared.value[slot + a] : 0.0f;
+    positive_relative(p, s, first, value, relative);
+    if (lane_id() != 0) return;
 #pragma unroll
-        for (uint32_t a = 0; a < kAnchorsPerWarp; ++a) {
-            const bool member = j != first + a && other <= bound[a] && !(grouped && other_group == group[a]);
-            const float difference = own[a] - other;
-            if (member) {
-                part[a] += sig ? expf(alpha * difference) : difference;
-                // The paper's code divides by the number of non-zero terms.
-                count[a] += sig || difference != 0.0f ? 1 : 0;
-            }
-        }
-        if (++pending < kFlush) continue;
-        pending = 0;
-#pragma unroll
-        for (uint32_t a = 0; a < kAnchorsPerWarp; ++a) {
-            sum[a] += part[a];
-            part[a] = 0.0f;
-        }
-    }
-#pragma unroll
-    for (uint32_t a = 0; a < kAnchorsPerWarp; ++a) {
-        const Relative r = relative_mean(warp_sum(sum[a] + part[a]), warp_sum(count[a]));
-        if (lane_id() != 0) continue;
-        shared.rs_pos[slot + a] = r.mean;
-        shared.rs_pos_count[slot + a] = r.count;
-    }
-}
-
-// R- from the statistics that the sweep collected.
-__device__ __forceinline__ Relative negative_relative(const LineState& line, bool sig) {
-    if (sig) return relative_mean(line.sum, line.count);
-    // Differences of exactly 0 are not counted; next to a NaN there is no difference above 0.
-    const uint32_t count = line.value != line.value ? 0 : line.count - line.ties;
-    return relative_mean(line.sum, count);
-}
-
-__device__ __forceinline__ void add_part(ReportPart& a, const ReportPart& b) {
-    a.loss += b.loss;
-    a.log += b.log;
-    a.negative += b.negative;
-    a.positive += b.positive;
-    a.anchors += b.anchors;
-    a.active += b.active;
-    a.zero += b.zero;
-    a.nan += b.nan;
-}
-
-// Sum over the warp, in every lane.
-__device__ __forceinline__ ReportPart sum_parts(const ReportPart& v) {
-    return {warp_sum(v.loss),    warp_sum(v.log),    warp_sum(v.negative), warp_sum(v.positive),
-            warp_sum(v.anchors), warp_sum(v.active), warp_sum(v.zero),     warp_sum(v.nan)};
-}
-
-__device__ __forceinline__ void put(const GoalParams& p, const GoalSide& s, uint32_t plane, uint32_t i, uint32_t word) {
-    s.detail[size_t(plane) * p.n + i] = word;
+    for (uint32_t a = 0; a < kAnchorsPerWarp; ++a) shared.rs_pos[slot + a] = relative[a];
 }
 
 // Weights of one anchor, its entries of W, and its part of the report.
 __device__ __forceinline__ ReportPart finish_anchor(const GoalParams& p, const GoalSide& s, uint32_t i,
                                                     const LineState& line, Relative rs_pos) {
-    const ObjectiveParams& o = p.objective;
     const float positive = p.pos[i], inv = s.inv[i];
-    const bool some = line.index >= 0;
-    ReportPart part{};
-    part.positive = positive;
-    part.zero = inv == 0.0f;
-    part.nan = inv != inv;
-
-    float triplet = 0.0f, w_pos = 0.0f, w_neg = 0.0f;
-    Relative rs_neg{0.0f, 0};
-    if (some) {
-        if (is_ms(p)) rs_neg = negative_relative(line, o.pair == kPairSigMs);
-        triplet = triplet_weight(o, positive, line.value);
-        w_pos = positive_weight(o, positive, rs_pos.mean);
-        w_neg = negative_weight(o, line.value, rs_neg.mean);
-        part.loss = triplet_loss(o, positive, line.value);
-        part.log = double(line.value) - double(positive);
-        part.negative = line.value;
-        part.anchors = 1;
-        part.active = triplet != 0.0f;
-    }
+    const AnchorWeights w = weigh_anchor(p, line, positive, rs_pos.mean);
     s.index[i] = line.index;
-    // Without a negative both are 0, also beside a NaN.
-    s.positive[i] = -triplet * w_pos;
-    s.negative[i] = triplet * w_neg;
+    s.positive[i] = w.of_pair();
+    s.negative[i] = w.of_negative();
     if (s.skip != nullptr) s.skip[i] = inv != inv;
-    if (s.detail != nullptr) {
-        put(p, s, kDetailIndex, i, uint32_t(line.index));
-        put(p, s, kDetailValue, i, __float_as_uint(line.value));
-        put(p, s, kDetailSecond, i, __float_as_uint(line.second));
-        put(p, s, kDetailTriplet, i, __float_as_uint(triplet));
-        put(p, s, kDetailPairPos, i, __float_as_uint(w_pos));
-        put(p, s, kDetailPairNeg, i, __float_as_uint(w_neg));
-        put(p, s, kDetailRsPos, i, __float_as_uint(rs_pos.mean));
-        put(p, s, kDetailRsNeg, i, __float_as_uint(rs_neg.mean));
-        put(p, s, kDetailRsPosCount, i, rs_pos.count);
-        put(p, s, kDetailRsNegCount, i, rs_neg.count);
-    }
-    return part;
+    if (s.detail != nullptr) write_detail(p, s, i, line, w, rs_pos);
+    return anchor_report(p, line, positive, inv, w.triplet);
 }
 
 // The merged states of the block's anchors, in the lanes of the first warp. The other warps help to load.
@@ -210,14 +98,14 @@ __device__ __forceinline__ void block_anchors(const GoalParams& p, const GoalSid
     if (is_ms(p)) {
         if (inside) shared.value[lane_id()] = line.value;
         __syncthreads();  // the anchors' hardest values are in place
-        positive_relative(p, s, shared);
+        block_relative(p, s, shared);
         __syncthreads();  // the relative similarities are in place
     }
     if (warp_id() != 0) return;
     ReportPart part{};
     if (inside) {
         Relative rs_pos{0.0f, 0};
-        if (is_ms(p) && line.index >= 0) rs_pos = {shared.rs_pos[lane_id()], shared.rs_pos_count[lane_id()]};
+        if (is_ms(p) && line.index >= 0) rs_pos = shared.rs_pos[lane_id()];
         part = finish_anchor(p, s, own, line, rs_pos);
     }
     part = sum_parts(part);
@@ -228,10 +116,7 @@ __device__ __forceinline__ void block_anchors(const GoalParams& p, const GoalSid
 __device__ __forceinline__ ReportPart add_blocks(const GoalSide& s, Shared& shared) {
     ReportPart part{};
     for (uint32_t b = threadIdx.x; b < gridDim.x; b += kGoalThreads) {
-        const double* d = reinterpret_cast<const double*>(s.blocks + b);
-        const uint32_t* w = reinterpret_cast<const uint32_t*>(d + 4);
-        add_part(part, {__ldcg(d), __ldcg(d + 1), __ldcg(d + 2), __ldcg(d + 3), __ldcg(w), __ldcg(w + 1), __ldcg(w + 2),
-                        __ldcg(w + 3)});
+        add_part(part, read_part(s.blocks + b));
     }
     part = sum_parts(part);
     if (lane_id() == 0) shared.parts[warp_id()] = part;
@@ -241,31 +126,6 @@ __device__ __forceinline__ ReportPart add_blocks(const GoalSide& s, Shared& shar
         for (uint32_t w = 0; w < kWarps; ++w) add_part(total, shared.parts[w]);
     }
     return total;
-}
-
-__device__ __forceinline__ double mean(double sum, uint32_t count) { return count == 0 ? 0.0 : sum / double(count); }
-
-__device__ __forceinline__ void write_report(const GoalParams& p) {
-    // Volatile: the other direction's part was written by another block of this launch.
-    const volatile ReportPart& it = *p.it.total;
-    const volatile ReportPart& ti = *p.ti.total;
-    StepReport& r = *p.report;
-    r.loss = (it.loss + ti.loss) * p.factor;
-    r.log_it = it.log * p.factor;
-    r.log_ti = ti.log * p.factor;
-    r.mean_positive = mean(it.positive, p.n);
-    r.mean_negative_it = mean(it.negative, it.anchors);
-    r.mean_negative_ti = mean(ti.negative, ti.anchors);
-    r.pairs = p.n;
-    r.empty_it = p.n - it.anchors;
-    r.empty_ti = p.n - ti.anchors;
-    r.active_it = it.active;
-    r.active_ti = ti.active;
-    r.zero_x = it.zero;
-    r.zero_y = ti.zero;
-    r.nan_x = it.nan;
-    r.nan_y = ti.nan;
-    r.overflow = 0;  // counted by the kernel that follows
 }
 
 }  // namespace
@@ -279,5 +139,8 @@ extern "C" __global__ void __launch_bounds__(kGoalThreads, 1) goal_finalize(cons
     const ReportPart total = add_blocks(s, shared);
     if (threadIdx.x == 0) *s.total = total;
     invert(TargetMap{s.index, p.n, p.n}, s.list, s.spare, s.offsets, shared.radix);
-    if (last_to_come(p.tickets + 2, shared.last, gridDim.y) && threadIdx.x == 0) write_report(p);
+    if (last_to_come(p.tickets + 2, shared.last, gridDim.y) && threadIdx.x == 0) {
+        write_report(p, read_part(p.it.total), read_part(p.ti.total));
+        p.report->overflow = 0;  // counted by the kernel that follows
+    }
 }

@@ -5,13 +5,12 @@
 // Needs   sm_90a.
 #define SIMGRAD_GROUP_TILE 128
 #define SIMGRAD_GROUP_STEP 2
-#include "common/group_tile.cuh"
-#include "common/mine.cuh"
+#include "common/mine_groups.cuh"
 
-#define MINE(SUFFIX, T)                                                                                       \
-    extern "C" __global__ void __cluster_dims__(1, kClusterBlocks, 1) __launch_bounds__(kGroupThreads, 1)     \
+#define MINE(SUFFIX, T) \
+    extern "C" __global__ void __cluster_dims__(1, kClusterBlocks, 1) __maxnreg__(kLaunchRegisters) \
         mine_hopper_##SUFFIX(const __grid_constant__ TensorMaps maps, const __grid_constant__ MineParams p) { \
-        mine_groups<T, false>(maps, p);                                                                       \
+        mine_groups<T, false>(maps, p); \
     }
 MINE(f16, __half)
 MINE(bf16, __nv_bfloat16)

@@ -4,13 +4,12 @@
 //         kGroupSharedBytes of dynamic shared memory.
 // Needs   sm_90a.
 #define SIMGRAD_GROUP_TILE 64
-#include "common/group_tile.cuh"
-#include "common/mine.cuh"
+#include "common/mine_groups.cuh"
 
-#define MINE_SMALL(NAME, T, STATS)                                                                \
-    extern "C" __global__ void __launch_bounds__(kGroupThreads, 1)                                \
-        NAME(const __grid_constant__ TensorMaps maps, const __grid_constant__ MineParams p) {     \
-        mine_groups<T, STATS>(maps, p);                                                           \
+#define MINE_SMALL(NAME, T, STATS) \
+    extern "C" __global__ void __maxnreg__(kLaunchRegisters) \
+        NAME(const __grid_constant__ TensorMaps maps, const __grid_constant__ MineParams p) { \
+        mine_groups<T, STATS>(maps, p); \
     }
 MINE_SMALL(mine_small_hopper_f16, __half, false)
 MINE_SMALL(mine_small_hopper_bf16, __nv_bfloat16, false)

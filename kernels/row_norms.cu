@@ -10,7 +10,7 @@
 //     staged       without normalisation a copy of x; with it u (f32), x 2^-exponent, exact (bf16), or x (f16), so that
 //                  staged (f32) or inv staged (16-bit) is the normalised row
 //     pmin[b]      smallest similarity of the pairs of block b, NaN ignored, Inf without one
-//     zeroed       words that later kernels count in
+//     zeroed, cleared   words that later kernels count in
 //
 //   x, y   (rows, d) or a batch of them   T: f32 | f16 | bf16, any row stride, aligned to an element
 //   unit, staged   T;  norms, inv, pmin, g   f32;  exponent   i32;  dx   G: T or f32
@@ -145,6 +145,7 @@ __device__ __forceinline__ void prepare_body(const PrepareParams& p) {
     if (blockIdx.x == 0 && p.zeroed != nullptr) {
         for (uint32_t i = threadIdx.x; i < p.zeroed_len; i += kRowThreads) p.zeroed[i] = 0;
     }
+    if (blockIdx.x == 0 && threadIdx.x == 0 && p.cleared != nullptr) *p.cleared = 0;
     float low = pos_infinity();
     for_each_row(max(p.x.count, p.y.count), [&](uint32_t i) {
         const bool in_x = i < p.x.count, in_y = i < p.y.count;

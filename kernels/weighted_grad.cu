@@ -13,14 +13,13 @@
 //
 // Work    invert: one block per side. Sums: one block per row of X, then of Y; a thread holds 8 columns at a time. Rows wider
 //         than 2048 are summed twice, for u_i . g_i and for the result.
-// Launch  invert: grid = 2, block = 512, 16,420 bytes of static shared memory.
+// Launch  invert: grid = 2, block = 512, 2 KiB of static shared memory.
 //         Sums: grid = rows of X + rows of Y, block = 32 ceil(d / 256) up to 256, 2 KiB of static shared memory.
 // Bound   memory: every term reads d elements, mostly from L2; d elements are written per row.
 // Order   fixed, see the terms; u_i . g_i by a fixed tree. No float atomics: the counter of overflows is an integer.
 // Needs   sm_80.
-#include "common/numeric.cuh"
+#include "common/gather.cuh"
 #include "common/radix.cuh"
-#include "params/weighted_grad.h"
 
 namespace {
 
@@ -32,18 +31,6 @@ struct Terms {
     uint32_t source[kGatherThreads];
     float weight[kGatherThreads];
 };
-
-// Columns [col, col + 8) of a row, zeros from column d on.
-template <typename T>
-__device__ __forceinline__ void load_columns(const T* row, uint32_t col, uint32_t d, float (&v)[kGatherColumns]) {
-#pragma unroll
-    for (uint32_t part = 0; part < kGatherColumns; part += kVector<T>) {
-        float values[kVector<T>];
-        load_vector(row, col + part, d, true, values);
-#pragma unroll
-        for (uint32_t k = 0; k < kVector<T>; ++k) v[part + k] = values[k];
-    }
-}
 
 template <typename T>
 class Gather {
@@ -67,11 +54,11 @@ class Gather {
             if (threadIdx.x < count) {
                 const uint32_t from = source(base + threadIdx.x);
                 terms.source[threadIdx.x] = from;
-                terms.weight[threadIdx.x] = weight(base + threadIdx.x) * inv(from);
+                terms.weight[threadIdx.x] = weight(base + threadIdx.x) * inv_of(s, from);
             }
             __syncthreads();  // these terms are in place
 #pragma unroll 4
-            for (uint32_t i = 0; i < count; ++i) accumulate(terms.source[i], terms.weight[i], col, g);
+            for (uint32_t i = 0; i < count; ++i) add_term<T>(s, p, terms.source[i], terms.weight[i], col, g);
         }
     }
 
@@ -87,96 +74,24 @@ class Gather {
         return s.source == nullptr ? entry : uint32_t(s.source[entry]);
     }
     __device__ __forceinline__ float weight(uint32_t at) const { return s.weight[s.list[at]]; }
-    __device__ __forceinline__ float inv(uint32_t row) const { return s.other_inv == nullptr ? 1.0f : s.other_inv[row]; }
 
     __device__ __forceinline__ void add(uint32_t row, float coefficient, uint32_t col, float (&g)[kGatherColumns]) const {
-        accumulate(row, coefficient * inv(row), col, g);
-    }
-
-    __device__ __forceinline__ void accumulate(uint32_t row, float coefficient, uint32_t col, float (&g)[kGatherColumns]) const {
-        float v[kGatherColumns];
-        load_columns(static_cast<const T*>(s.other) + row * s.other_ld, col, p.d, v);
-#pragma unroll
-        for (uint32_t k = 0; k < kGatherColumns; ++k) g[k] = fmaf(coefficient, v[k], g[k]);
+        add_term<T>(s, p, row, coefficient * inv_of(s, row), col, g);
     }
 };
-
-// Writes columns [col, col + 8) of the result; returns how many became infinite by rounding.
-template <typename G>
-__device__ __forceinline__ uint32_t write_columns(G* row, uint32_t col, uint32_t d, bool aligned, bool accumulate,
-                                                  float (&v)[kGatherColumns]) {
-    uint32_t overflow = 0;
-#pragma unroll
-    for (uint32_t part = 0; part < kGatherColumns; part += kVector<G>) {
-        float values[kVector<G>];
-        if (accumulate) load_vector(row, col + part, d, aligned, values);
-#pragma unroll
-        for (uint32_t k = 0; k < kVector<G>; ++k) {
-            values[k] = accumulate ? values[k] + v[part + k] : v[part + k];
-            if (sizeof(G) == 2) {
-                const uint32_t rounded = magnitude_bits(to_f32(from_f32<G>(values[k])));
-                if (rounded == kInfinityBits && magnitude_bits(values[k]) < kInfinityBits) ++overflow;
-            }
-        }
-        store_vector(row, col + part, d, aligned, values);
-    }
-    return overflow;
-}
-
-template <typename T, typename G>
-__device__ __forceinline__ void gather_row(const GatherSide& s, const GatherParams& p, uint32_t t, Terms& terms,
-                                           float* scratch) {
-    const T* own = static_cast<const T*>(s.own) + t * s.own_ld;  // (d)
-    G* out = static_cast<G*>(s.out) + t * s.out_ld;              // (d)
-    const Gather<T> gather(s, p, t, terms);
-    const uint32_t first = threadIdx.x * kGatherColumns, step = blockDim.x * kGatherColumns;
-    const bool normalised = s.own_inv != nullptr;
-    const float inv = normalised ? s.own_inv[t] : 1.0f;
-    const float to_unit = sizeof(T) == 4 ? 1.0f : inv;
-    const int exponent = normalised ? s.own_exponent[t] : 0;
-    const float factor = p.upstream == nullptr ? p.factor : *p.upstream * p.factor;
-    const bool zero_row = normalised && inv == 0.0f;
-
-    // The first pass finds u . g, the second writes. One step covers a narrow row, whose sums are then still in the
-    // registers; without normalisation there is only the second pass.
-    float g[kGatherColumns];
-    float radial = 0.0f;
-    uint32_t overflow = 0;
-#pragma unroll 1
-    for (int pass = normalised ? 0 : 1; pass < 2; ++pass) {
-        for (uint32_t base = 0; base < p.d; base += step) {
-            const uint32_t col = base + first;
-            if (pass == 0 || !normalised || p.d > step) gather.sum(col, g);
-            float u[kGatherColumns];
-            if (normalised) load_columns(own, col, p.d, u);
-            if (pass == 0) {
-#pragma unroll
-                for (uint32_t k = 0; k < kGatherColumns; ++k) radial = fmaf(u[k] * to_unit, g[k], radial);
-                continue;
-            }
-            if (normalised) {
-#pragma unroll
-                for (uint32_t k = 0; k < kGatherColumns; ++k) {
-                    const float tangent = g[k] - u[k] * to_unit * radial;
-                    g[k] = zero_row ? 0.0f : scale_pow2(tangent * factor * inv, -exponent);
-                }
-            } else {
-#pragma unroll
-                for (uint32_t k = 0; k < kGatherColumns; ++k) g[k] *= factor;
-            }
-            overflow += write_columns(out, col, p.d, s.out_aligned, p.accumulate, g);
-        }
-        if (pass == 0) radial = block_sum(radial, scratch);
-    }
-    if (sizeof(G) == 2 && overflow > 0) atomicAdd(p.overflow, overflow);
-}
 
 template <typename T, typename G>
 __device__ __forceinline__ void gather_body(const GatherParams& p) {
     __shared__ Terms terms;
     __shared__ float scratch[kGatherThreads / kWarpSize];
     const bool of_x = blockIdx.x < p.x.rows;
-    gather_row<T, G>(of_x ? p.x : p.y, p, of_x ? blockIdx.x : blockIdx.x - p.x.rows, terms, scratch);
+    const GatherSide& s = of_x ? p.x : p.y;
+    const uint32_t t = of_x ? blockIdx.x : blockIdx.x - p.x.rows;
+    const Gather<T> gather(s, p, t, terms);
+    const uint32_t overflow = gather_row<T, G>(
+        s, p, t, threadIdx.x, blockDim.x, [&](uint32_t col, float (&g)[kGatherColumns]) { gather.sum(col, g); },
+        [&](float radial) { return block_sum(radial, scratch); });
+    if (sizeof(G) == 2 && overflow > 0) atomicAdd(p.overflow, overflow);
 }
 
 }  // namespace

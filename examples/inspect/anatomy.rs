@@ -174,12 +174,12 @@ fn device_work<T: Element>(
     objective: &Objective,
     normalization: Normalization,
 ) -> Outcome<(u64, u64)> {
-    use simgrad::cuda::{GOAL_STEP_LAUNCHES, goal_step_workspace_bytes};
+    use simgrad::cuda::{goal_step_launches, goal_step_workspace_bytes};
     if !matches!(backend, Backend::Cuda(_)) {
         return Ok((0, 0));
     }
     let bytes = goal_step_workspace_bytes(n, d, T::DTYPE, objective, normalization, true)?;
-    Ok((u64::from(GOAL_STEP_LAUNCHES), bytes as u64))
+    Ok((u64::from(goal_step_launches(n)), bytes as u64))
 }
 
 /// Without CUDA there is no device to launch on.

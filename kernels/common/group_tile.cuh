@@ -37,7 +37,9 @@ constexpr int kPipelineBytes = kStages * kStageBytes;
 constexpr int kScratchBytes = 28672;
 constexpr int kGroupSharedBytes = kPipelineBytes + kScratchBytes + 1024;  // barriers, and up to 1008 bytes to align the rest
 static_assert(kGroupSharedBytes == (kTileCols == 128 ? 226304 : 177152), "keep in step with src/cuda/plan.rs");
-// 168 registers per thread at launch: 40 for those that copy leave 232 for those that multiply.
+// Registers of a thread at launch; 40 for those that copy then leave 232 for those that multiply. Given by __maxnreg__, which
+// setmaxnreg asks for, and not by __launch_bounds__.
+constexpr uint32_t kLaunchRegisters = 168;
 constexpr uint32_t kCopierRegisters = 40;
 constexpr uint32_t kHolderRegisters = 232;
 
@@ -163,7 +165,7 @@ class GroupStream {
 };
 
 // A sweep over a rectangle: tile(acc, r, c, scratch) is called for its tiles in order, by the threads that hold them; scratch
-// is kScratchBytes of shared memory.
+// is kScratchBytes of shared memory. With kMeets they have met since the tile before; without, only warps are together.
 template <typename T>
 class RectSweep {
   public:
@@ -173,11 +175,11 @@ class RectSweep {
         : rect_(rect), computes_(computes), stream_(shared, maps, d) {}
 
     // Only the threads that hold tiles go on behind it with anything that needs barriers.
-    template <typename Tile>
+    template <bool kMeets = true, typename Tile>
     __device__ __forceinline__ void run(Tile tile) {
         if (stream_.holds()) {
             take_registers<kHolderRegisters>();
-            hold(tile);
+            hold<kMeets>(tile);
         } else {
             give_registers<kCopierRegisters>();
             if (threadIdx.x == kHolders && computes_) copy();
@@ -196,7 +198,7 @@ class RectSweep {
             }
         }
     }
-    template <typename Tile>
+    template <bool kMeets, typename Tile>
     __device__ __forceinline__ void hold(Tile tile) const {
         StageAt at;
         for (uint32_t r = rect_.r; r < rect_.r_end; ++r) {
@@ -211,7 +213,7 @@ class RectSweep {
 #pragma unroll
                 for (int t = 0; t < kStepTiles; ++t) {
                     if (c + t >= rect_.c_end) break;
-                    tile_sync();  // nobody reads the scratch memory of the tile before
+                    if (kMeets) tile_sync();  // nobody reads the scratch memory of the tile before
                     tile(reinterpret_cast<TileAcc&>(acc[t * kThreadElements]), r, c + t, stream_.scratch());
                 }
             }

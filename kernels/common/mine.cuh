@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #include "common/epilogue.cuh"
-#include "common/mining.cuh"
+#include "common/mine_tile.cuh"
 
 // A line is a row or a column of the tile; thread t owns row t or column t - kTile, and its state. With fewer columns than
 // rows the last threads own nothing.
@@ -52,19 +52,6 @@ __device__ __forceinline__ void admit(Top2& t, float x) {
 __device__ __forceinline__ void start(Top& t, float x) { t = {x}; }
 __device__ __forceinline__ void start(Top2& t, float x) { t = {x, neg_infinity()}; }
 
-// A bound that, of elements none of which beats `top`, only those equal to it exceed. -infinity: all of them do, and the
-// candidates' bits tell.
-__device__ __forceinline__ float lookup_bound(float top) { return top != top ? pos_infinity() : bound_below(top); }
-
-// The tiles of this block.
-__device__ __forceinline__ TileRect mine_rect(const MineParams& p) {
-    if (p.select != kSelectPair) return tile_rect(0, tiles_of(p.n), p.m, p.row_splits, p.col_splits);
-    // Those on the diagonal, side by side where they are narrower than high.
-    constexpr uint32_t kAcross = kTile / kTileCols;
-    const uint32_t c = blockIdx.x * kAcross;
-    return {blockIdx.x, min(blockIdx.x + 1, tiles_of(p.n)), c, min(c + kAcross, tile_cols_of(p.m))};
-}
-
 template <bool kStats>
 struct Miner {
     using Best = std::conditional_t<kStats, Top2, Top>;
@@ -79,24 +66,6 @@ struct Miner {
     __device__ __forceinline__ Miner(const MineParams& params, float threshold) : p(params), threshold(threshold) {}
 
     __device__ __forceinline__ uint32_t stats() const { return kStats ? p.stats : kStatsNone; }
-
-    __device__ __forceinline__ TileBits candidates(uint32_t row0, uint32_t col0) const {
-        const int64_t* const row_groups = p.select == kSelectPair ? nullptr : p.row_groups;
-        return select_elements(thread, row0, col0, p.n, p.m, row_groups, p.col_groups, [&](bool pair, bool same) {
-            return p.select == kSelectNegatives ? !pair && !same : p.select == kSelectPair ? pair : same;
-        });
-    }
-
-    __device__ __forceinline__ void write_pairs(const TileAcc& acc, uint32_t row0, uint32_t col0) const {
-#pragma unroll
-        for (int i = 0; i < kThreadRows; ++i) {
-#pragma unroll
-            for (int k = 0; k < kThreadCols; ++k) {
-                const uint32_t row = row0 + thread.row(i);
-                if (row == col0 + thread.col(k) && row < p.n && row < p.m) p.pos[row] = element(acc, i, k);
-            }
-        }
-    }
 
     // Sets what is no candidate to -infinity. Returns whether a candidate is -infinity, which values alone no longer tell.
     __device__ __forceinline__ bool mask(TileAcc& acc, TileBits candidates) const {
@@ -303,8 +272,8 @@ struct Miner {
         const bool all = p.select == kSelectNegatives && p.row_groups == nullptr && !on_diagonal(row0, col0) && row0 + kTile <= p.n &&
                          col0 + kTileCols <= p.m;
         if (!all) {
-            if (on_diagonal(row0, col0) && p.pos != nullptr) write_pairs(acc, row0, col0);
-            bits = candidates(row0, col0);
+            if (on_diagonal(row0, col0) && p.pos != nullptr) write_pairs(p, thread, acc, row0, col0);
+            bits = mining_candidates(p, thread, row0, col0);
             neg_inf = mask(acc, bits);
         }
 
@@ -367,17 +336,3 @@ __device__ __forceinline__ void mine_tiles(const MineParams& p, Sweep& sweep, co
         if (!miner.owns_row) miner.store(c * kTileCols, empty_line());
     }
 }
-
-#ifdef SIMGRAD_GROUP_TILE
-template <typename T, bool kStats>
-__device__ __forceinline__ void mine_groups(const TensorMaps& maps, const MineParams& p) {
-    extern __shared__ __align__(1024) char shared[];
-    __shared__ TileMaxima values;
-    float threshold = 0.0f;
-    if (kStats && p.stats >= kStatsLin) threshold = block_threshold(p.pmin, p.pmin_count, p.eps, values.rows[0]);
-    const TileRect rect = mine_rect(p);
-    // The block meets in here, behind the reads of the threshold's scratch memory.
-    RectSweep<T> sweep(shared, maps, p.d, rect);
-    mine_tiles<kStats>(p, sweep, rect, threshold, values);
-}
-#endif

@@ -22,6 +22,10 @@
 
 constexpr float kLog2E = 1.4426950408889634f;
 
+// Alternatively (kStatsKeys) there is one 64-bit key per line and no split: the value in an order of integers, then the
+// complement of the index, so that the largest key is that of the largest value and, among those, of the lowest index. 0
+// without a candidate: no index is 2^32 - 1.
+
 struct LineState {
     float value;
     int32_t index;
@@ -73,8 +77,24 @@ __device__ __forceinline__ LineState merge_lines(const LineState& a, const LineS
     return top;
 }
 
+// NaN of every kind becomes the largest code, -0 that of +0.
+__device__ __forceinline__ uint64_t mining_key(float value, uint32_t index) {
+    const uint32_t bits = __float_as_uint(value + 0.0f);
+    const uint32_t order = value != value ? ~0u : bits ^ (uint32_t(int32_t(bits) >> 31) | 0x80000000u);
+    return uint64_t(order) << 32 | ~index;
+}
+__device__ __forceinline__ LineState line_of_key(uint64_t key) {
+    LineState s = empty_line();
+    if (key == 0) return s;
+    const uint32_t order = uint32_t(key >> 32);
+    s.value = order == ~0u ? __int_as_float(0x7fffffff) : __uint_as_float(order & 0x80000000u ? order ^ 0x80000000u : ~order);
+    s.index = int32_t(~uint32_t(key));
+    return s;
+}
+
 __device__ __forceinline__ LineState load_line(const uint32_t* parts, uint32_t splits, uint32_t len, uint32_t split,
                                                uint32_t line, uint32_t stats) {
+    if (stats == kStatsKeys) return line_of_key(reinterpret_cast<const uint64_t*>(parts)[line]);
     const uint32_t* at = parts + size_t(split) * len + line;
     const size_t plane = size_t(splits) * len;
     LineState s = empty_line();

@@ -3,19 +3,21 @@
 //   list     the entries sorted by target, stable; those without a valid target come last
 //   offsets  (targets + 1): the entries of target t are list[offsets[t]] ... list[offsets[t + 1] - 1]
 //
-// Radix sort, least significant digit first, 8 bits a pass. Each warp counts and then places one contiguous stretch of
-// the entries, 32 at a time in order, so that the result is the same whatever the timing, and a target with many entries
-// costs no more than many targets with one.
+// Radix sort, least significant digit first, 5 bits a pass: as many digits as shared memory has banks, so that counters of
+// different digits never conflict, whatever the data. Each warp counts and then places one contiguous stretch of the
+// entries, 32 at a time in order, so that the result is the same whatever the timing, and a target with many entries costs
+// no more than many targets with one.
 #pragma once
 #include "common/reduce.cuh"
 
-constexpr uint32_t kDigits = 256;
+constexpr uint32_t kDigitBits = 5;
+constexpr uint32_t kDigits = 1u << kDigitBits;
+constexpr uint32_t kSortAhead = 4;  // times 32 entries whose keys are loaded at a time: each is two loads in a row
 
 // Shared memory of the sort: one counter per digit for each of W warps.
 template <uint32_t W>
 struct RadixScratch {
     uint32_t counters[W][kDigits];
-    uint32_t scan[8];
 };
 
 // The entries' targets; those outside [0, targets) count as `targets`. Read past the L1 cache: other blocks of the same
@@ -31,12 +33,37 @@ struct TargetMap {
     }
 };
 
-// One pass: `from` (null: the entries in order) sorted by 8 bits of their keys into `to`. All threads of a block of W warps.
+// The place of the first entry of every digit and warp, in place of their counts: digits ascending, then warps ascending. All
+// lanes of one warp, a lane per digit.
+template <uint32_t W>
+__device__ __forceinline__ void first_places(RadixScratch<W>& scratch) {
+    uint32_t count[W];
+#pragma unroll
+    for (uint32_t w = 0; w < W; ++w) count[w] = scratch.counters[w][lane_id()];
+    uint32_t total = 0;
+#pragma unroll
+    for (uint32_t w = 0; w < W; ++w) total += count[w];
+    uint32_t up_to = total;
+#pragma unroll
+    for (uint32_t shift = 1; shift < kWarpSize; shift <<= 1) {
+        const uint32_t below = __shfl_up_sync(kFullWarp, up_to, shift);
+        if (lane_id() >= shift) up_to += below;
+    }
+    uint32_t place = up_to - total;
+#pragma unroll
+    for (uint32_t w = 0; w < W; ++w) {
+        scratch.counters[w][lane_id()] = place;
+        place += count[w];
+    }
+}
+static_assert(kDigits == kWarpSize, "a lane per digit");
+
+// One pass: `from` (null: the entries in order) sorted by 5 bits of their keys into `to`. All threads of a block of W warps.
 template <uint32_t W>
 __device__ __forceinline__ void radix_pass(const TargetMap& map, const uint32_t* from, uint32_t* to, uint32_t shift,
                                            RadixScratch<W>& scratch) {
     uint32_t* mine = scratch.counters[warp_id()];
-    for (uint32_t digit = lane_id(); digit < kDigits; digit += kWarpSize) mine[digit] = 0;
+    mine[lane_id()] = 0;
     __syncwarp();  // the warp's counters are 0
 
     const uint32_t stretch = (map.count / W + kWarpSize) & ~(kWarpSize - 1);
@@ -44,13 +71,23 @@ __device__ __forceinline__ void radix_pass(const TargetMap& map, const uint32_t*
     const uint64_t end = min(begin + stretch, uint64_t(map.count));
     // Calls visit(valid, entry, digit, lanes with the same digit) for the warp's entries in order, 32 at a time.
     const auto each = [&](auto visit) {
-        for (uint64_t base = begin; base < end; base += kWarpSize) {
-            const uint64_t at = base + lane_id();
-            const bool valid = at < end;
-            const uint32_t entry = !valid ? 0 : from == nullptr ? uint32_t(at) : from[at];
-            const uint32_t digit = valid ? map.key(entry) >> shift & (kDigits - 1) : kDigits;
-            visit(valid, entry, digit, __match_any_sync(kFullWarp, digit));
-            __syncwarp();  // counters are complete before the next 32 entries read them
+        for (uint64_t base = begin; base < end; base += kSortAhead * kWarpSize) {
+            uint32_t entry[kSortAhead], digit[kSortAhead];
+#pragma unroll
+            for (uint32_t k = 0; k < kSortAhead; ++k) {
+                const uint64_t at = base + k * kWarpSize + lane_id();
+                entry[k] = at >= end ? 0 : from == nullptr ? uint32_t(at) : from[at];
+            }
+#pragma unroll
+            for (uint32_t k = 0; k < kSortAhead; ++k) {
+                const bool valid = base + k * kWarpSize + lane_id() < end;
+                digit[k] = valid ? map.key(entry[k]) >> shift & (kDigits - 1) : kDigits;
+            }
+#pragma unroll
+            for (uint32_t k = 0; k < kSortAhead; ++k) {
+                visit(digit[k] < kDigits, entry[k], digit[k], __match_any_sync(kFullWarp, digit[k]));
+                __syncwarp();  // counters are complete before the next 32 entries read them
+            }
         }
     };
     const uint32_t below = (1u << lane_id()) - 1;
@@ -59,20 +96,7 @@ __device__ __forceinline__ void radix_pass(const TargetMap& map, const uint32_t*
         if (valid && (peers & below) == 0) mine[digit] += __popc(peers);
     });
     __syncthreads();  // all counters are complete
-
-    // Place of the first entry of every digit and warp: digits ascending, then warps ascending.
-    uint32_t total = 0;
-    if (threadIdx.x < kDigits) {
-        for (uint32_t w = 0; w < W; ++w) {
-            const uint32_t count = scratch.counters[w][threadIdx.x];
-            scratch.counters[w][threadIdx.x] = total;
-            total += count;
-        }
-    }
-    const uint32_t first = exclusive_scan_256(total, scratch.scan);
-    if (threadIdx.x < kDigits) {
-        for (uint32_t w = 0; w < W; ++w) scratch.counters[w][threadIdx.x] += first;
-    }
+    if (warp_id() == 0) first_places(scratch);
     __syncthreads();  // all places are complete
 
     each([&](bool valid, uint32_t entry, uint32_t digit, uint32_t peers) {
@@ -111,16 +135,16 @@ __device__ __forceinline__ void fill_offsets(const TargetMap& map, const uint32_
     }
 }
 
-// Builds the index. `list` and `spare` hold `count` words each. All threads of a block of W warps, W >= 8.
+// Builds the index. `list` and `spare` hold `count` words each. All threads of a block of W warps.
 template <uint32_t W>
 __device__ __forceinline__ void invert(const TargetMap& map, uint32_t* list, uint32_t* spare, uint32_t* offsets,
                                        RadixScratch<W>& scratch) {
     const uint32_t bits = kWarpSize - __clz(map.targets);  // keys are at most `targets`
-    const uint32_t passes = max(1u, (bits + 7) / 8);
+    const uint32_t passes = max(1u, (bits + kDigitBits - 1) / kDigitBits);
     const uint32_t* from = nullptr;
     for (uint32_t pass = 0; pass < passes; ++pass) {
         uint32_t* to = (passes - pass) & 1 ? list : spare;  // the last pass ends in `list`
-        radix_pass(map, from, to, 8 * pass, scratch);
+        radix_pass(map, from, to, kDigitBits * pass, scratch);
         from = to;
     }
     fill_offsets(map, list, offsets);

@@ -35,23 +35,6 @@ __device__ __forceinline__ float block_sum(float v, float* scratch) {
     return total;
 }
 
-// Exclusive prefix sum over the first 256 threads of a block, whose other threads pass 0; `scratch` holds 8 words. Every
-// thread of the block calls this. Barriers as in block_sum.
-__device__ __forceinline__ uint32_t exclusive_scan_256(uint32_t v, uint32_t* scratch) {
-    uint32_t inclusive = v;
-#pragma unroll
-    for (uint32_t shift = 1; shift < kWarpSize; shift <<= 1) {
-        const uint32_t below = __shfl_up_sync(kFullWarp, inclusive, shift);
-        if (lane_id() >= shift) inclusive += below;
-    }
-    if (lane_id() == kWarpSize - 1 && warp_id() < 8) scratch[warp_id()] = inclusive;
-    __syncthreads();
-    uint32_t before = 0;
-    for (uint32_t w = 0; w < 8 && w < warp_id(); ++w) before += scratch[w];
-    __syncthreads();
-    return before + inclusive - v;
-}
-
 // Whether this block is the last of `count` to come here. What the others wrote before is then visible to this one.
 __device__ __forceinline__ bool last_to_come(uint32_t* ticket, bool& shared_flag, uint32_t count = gridDim.x) {
     __threadfence();  // this block's results before its ticket

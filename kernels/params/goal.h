@@ -98,7 +98,7 @@ struct GoalSide {
     uint32_t* detail;        // (kDetailPlanes, n), or null: not wanted
     uint8_t* skip;           // (n): 1 if the anchor's row is not finite, so that products are to leave it out; or null
     uint32_t splits;
-    uint32_t pad_;
+    uint32_t unit;           // candidates of a tile: those of a split are whole tiles, dealt as part_begin() deals
 };
 static_assert(sizeof(GoalSide) == 120, "keep in step with src/cuda/goal.rs");
 

@@ -8,10 +8,11 @@ constexpr uint32_t kSelectGroup = 1;      // the own group, the pair included if
 constexpr uint32_t kSelectPair = 2;       // the pair alone: only the tiles on the diagonal are computed
 
 // What is collected beside value and index; each level needs the planes up to the number given.
-constexpr uint32_t kStatsNone = 0;    // 2 planes: value, index
-constexpr uint32_t kStatsSecond = 1;  // 3 planes: and second
-constexpr uint32_t kStatsLin = 2;     // 6 planes: and count, ties, sum of max - s
-constexpr uint32_t kStatsSig = 3;     // 6 planes: and count, ties, sum of exp(-beta (max - s))
+constexpr uint32_t kStatsKeys = 0;    // no planes: value and index as one 64-bit key per line, without splits
+constexpr uint32_t kStatsNone = 1;    // 2 planes: value, index
+constexpr uint32_t kStatsSecond = 2;  // 3 planes: and second
+constexpr uint32_t kStatsLin = 3;     // 6 planes: and count, ties, sum of max - s
+constexpr uint32_t kStatsSig = 4;     // 6 planes: and count, ties, sum of exp(-beta (max - s))
 
 struct MineParams {
     const void* x;              // (n, d) T, row stride ldx; base and rows aligned to 16 bytes
@@ -22,8 +23,8 @@ struct MineParams {
     const int64_t* col_groups;  // (m), or null
     const float* pmin;          // (pmin_count), partial minima of the pairs' similarities; kStatsLin and kStatsSig only
     float* pos;                 // (min(n, m)), S[i, i]; null: not written
-    uint32_t* row_parts;        // (planes, col_splits, n)
-    uint32_t* col_parts;        // (planes, row_splits, m)
+    uint32_t* row_parts;        // (planes, col_splits, n); kStatsKeys: (n) u64, 0 before
+    uint32_t* col_parts;        // (planes, row_splits, m); kStatsKeys: (m) u64, 0 before
     int64_t ldx;                // elements
     int64_t ldy;                // elements
     uint32_t n;
@@ -40,7 +41,7 @@ struct MineParams {
 static_assert(sizeof(MineParams) == 136, "keep in step with src/cuda/mine.rs");
 
 struct MineMergeParams {
-    const uint32_t* row_parts;  // as above, kStatsNone or kStatsSecond
+    const uint32_t* row_parts;  // as above, up to kStatsSecond
     const uint32_t* col_parts;
     float* row_value;     // (n)
     int32_t* row_index;   // (n)

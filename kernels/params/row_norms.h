@@ -26,12 +26,13 @@ struct PrepareParams {
     PrepareSide y;
     float* pmin;          // (grid), partial minima of the pairs' similarities, or null
     uint32_t* zeroed;     // (zeroed_len) words to clear, or null
+    uint32_t* cleared;    // one more word to clear, or null
     uint32_t zeroed_len;
     uint32_t d;
     uint32_t normalize;   // 1: rows are divided by their norms
     uint32_t pad_;
 };
-static_assert(sizeof(PrepareParams) == 176, "keep in step with src/cuda/prepare.rs");
+static_assert(sizeof(PrepareParams) == 184, "keep in step with src/cuda/prepare.rs");
 
 struct RowNormsParams {
     const void* x;     // (rows, d) T

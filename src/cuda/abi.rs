@@ -8,6 +8,7 @@ use super::goal;
 use super::goal_detail;
 use super::goal_params::{GoalParams, GoalSide, ObjectiveParams, ReportPart};
 use super::goal_plan;
+use super::goal_small::{self, GoalSmallParams};
 use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::memory_bank::BankPushParams;
@@ -61,6 +62,7 @@ pub fn host_layout() -> Vec<u32> {
         &step_report(),
         GoalSide::LAYOUT,
         GoalParams::LAYOUT,
+        GoalSmallParams::LAYOUT,
         MineParams::LAYOUT,
         MineMergeParams::LAYOUT,
         CosineMatrixParams::LAYOUT,
@@ -177,6 +179,9 @@ fn constants() -> Vec<u32> {
         plan::MAX_SPLITS as u32,
         goal_plan::TICKETS as u32,
         goal_detail::DETAIL_PLANES as u32,
+        goal_small::PAIRS as u32,
+        goal_small::ROWS as u32,
+        goal_small::THREADS as u32,
         size_of::<ReportPart>() as u32,
         plan::TILE as u32,
         plan::TILE_BLOCK,
@@ -184,7 +189,7 @@ fn constants() -> Vec<u32> {
     ];
     out.extend([top_k_params::MERGED, top_k_params::ENTRY_BYTES, top_k_params::PLANES].map(|v| v as u32));
     out.extend([Select::Negatives, Select::Group, Select::Pair].map(|s| s as u32));
-    out.extend([Stats::None, Stats::Second, Stats::Lin, Stats::Sig].map(|s| s as u32));
+    out.extend([Stats::Keys, Stats::None, Stats::Second, Stats::Lin, Stats::Sig].map(|s| s as u32));
     let all = Objective::all();
     out.extend((0..4).map(|triplet| ObjectiveParams::new(&all[5 * triplet]).triplet));
     out.extend((0..5).map(|pair| ObjectiveParams::new(&all[pair]).pair));

@@ -17,7 +17,7 @@ pub(crate) const COLUMNS: usize = 8;
 pub(crate) const MAX_THREADS: usize = 256;
 const WARP: usize = 32;
 
-const KERNELS: GradientKernels = GradientKernels {
+pub(super) const KERNELS: GradientKernels = GradientKernels {
     f32: "weighted_grad_f32_f32",
     f16: ["weighted_grad_f16_f16", "weighted_grad_f16_f32"],
     bf16: ["weighted_grad_bf16_bf16", "weighted_grad_bf16_f32"],
@@ -144,6 +144,20 @@ impl Gather {
         }
     }
 
+    /// Parameters of the kernel.
+    pub(crate) fn params(&self) -> GatherParams {
+        GatherParams {
+            x: self.side(0),
+            y: self.side(1),
+            upstream: self.upstream,
+            overflow: self.overflow,
+            factor: self.factor,
+            d: self.out[0].cols as u32,
+            pairs: self.pairs as u32,
+            accumulate: u32::from(self.write == WriteMode::Accumulate),
+        }
+    }
+
     /// Enqueues the kernel, if there is a row to write.
     ///
     /// # Safety
@@ -155,23 +169,13 @@ impl Gather {
             return Ok(());
         }
         let name = gradient_kernel(self.op, "dx", self.dtype, x.dtype, &KERNELS)?;
-        let params = GatherParams {
-            x: self.side(0),
-            y: self.side(1),
-            upstream: self.upstream,
-            overflow: self.overflow,
-            factor: self.factor,
-            d: x.cols as u32,
-            pairs: self.pairs as u32,
-            accumulate: u32::from(self.write == WriteMode::Accumulate),
-        };
         // SAFETY: by the caller's promise; the extents fit the grid, their sum was checked.
-        unsafe { launch(kernels, stream, name, (rows as u32, 1, 1), threads(x.cols), 0, &params) }
+        unsafe { launch(kernels, stream, name, (rows as u32, 1, 1), threads(x.cols), 0, &self.params()) }
     }
 }
 
-/// Threads for rows of `d` columns: whole warps, no more than the row has work for.
-fn threads(d: usize) -> u32 {
+/// Threads for a row of `d` columns: whole warps, no more than the row has work for.
+pub(crate) fn threads(d: usize) -> u32 {
     d.div_ceil(COLUMNS).next_multiple_of(WARP).clamp(WARP, MAX_THREADS) as u32
 }
 

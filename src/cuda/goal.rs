@@ -1,12 +1,14 @@
-//! The GOAL step: four kernels from embeddings to gradients.
+//! The GOAL step: from embeddings to gradients in three kernels, or four for large batches.
 
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut};
 
 use super::descriptor::RawBuf;
-use super::goal_plan::{OP, RawGoalStep, Step, blocks, check_arguments};
+use super::goal_plan::{OP, Plan, RawGoalStep, Step, blocks, check_arguments};
+use super::goal_small;
 use super::kernels::Kernels;
 use super::launch::launch;
-use super::mine::launch_sweep;
+use super::mine::{Select, launch_sweep, sweep_plan};
+use super::plan::Scheme;
 use super::scope::Scope;
 use super::tensor::{Binder, DeviceElement, DeviceMat, DeviceMatMut};
 use super::weighted_grad::Upstream;
@@ -19,9 +21,6 @@ use crate::outputs::StepReport;
 /// Threads of a block of `goal_finalize`; `kGoalThreads` in `kernels/params/goal.h`.
 pub(crate) const THREADS: u32 = 512;
 
-/// Kernels that one [`goal_step`] or [`goal_step_detail`] enqueues.
-pub const GOAL_STEP_LAUNCHES: u32 = 4;
-
 /// As [`goal_step`], on plain pointers.
 ///
 /// # Errors
@@ -32,20 +31,55 @@ pub const GOAL_STEP_LAUNCHES: u32 = 4;
 /// Every buffer is valid on the stream's device for its extent until the enqueued work has run.
 pub unsafe fn goal_step_raw(kernels: &Kernels, stream: &CudaStream, a: &RawGoalStep<'_>) -> Result<()> {
     let plan = check_arguments(a)?;
+    // SAFETY: by the caller's promise.
+    unsafe { enqueue_plan(kernels, stream, a, &plan, goal_small::covers(a.x.rows)) }
+}
+
+/// As [`goal_step_raw`], in the launches of large batches whatever `n`, with the same bits. For tests.
+///
+/// # Errors
+/// As [`goal_step_raw`].
+///
+/// # Safety
+/// As [`goal_step_raw`].
+pub unsafe fn goal_step_in_four_raw(kernels: &Kernels, stream: &CudaStream, a: &RawGoalStep<'_>) -> Result<()> {
+    let plan = check_arguments(a)?;
+    // SAFETY: by the caller's promise.
+    unsafe { enqueue_plan(kernels, stream, a, &plan, false) }
+}
+
+/// # Safety
+/// The pointers are valid, and the plan is that of the arguments.
+unsafe fn enqueue_plan(
+    kernels: &Kernels,
+    stream: &CudaStream,
+    a: &RawGoalStep<'_>,
+    plan: &Plan,
+    small: bool,
+) -> Result<()> {
     kernels.check_stream(OP, stream)?;
     let n = a.x.rows;
-    let step = Step { a, plan: &plan, base: a.workspace.ptr };
-    let grid = (blocks(n) as u32, 2, 1);
+    let sweep = sweep_plan(kernels, a.x.dtype, Select::Negatives, [n, n], a.x.cols);
+    // The last kernel of three looks for candidates by tiles dealt one after the other.
+    let small = small && sweep.scheme != Scheme::GroupMma;
+    let step = Step { a, plan, base: a.workspace.ptr, sweep };
+    let (gather, finalize) = (step.gather(), step.finalize());
     let scope = Scope::enter(OP, stream.context())?;
     // SAFETY: the extents were checked, the regions of the workspace are disjoint, the pointers are valid by the
     // caller's promise.
     unsafe {
-        plan.prepare.launch(kernels, stream, step.base)?;
+        // In three launches, the one that counts overflows is not preceded by one that writes the report.
+        let counter = if small { gather.overflow } else { 0 };
+        plan.prepare.launch_and_clear(kernels, stream, step.base, counter)?;
         if n > 0 {
             launch_sweep(kernels, stream, a.x.dtype, &step.mine())?;
         }
-        launch(kernels, stream, "goal_finalize", grid, THREADS, 0, &step.finalize())?;
-        step.gather().launch(kernels, stream)?;
+        if small {
+            goal_small::launch_end(kernels, stream, finalize, &gather)?;
+        } else {
+            launch(kernels, stream, "goal_finalize", (blocks(n) as u32, 2, 1), THREADS, 0, &finalize)?;
+            gather.launch(kernels, stream)?;
+        }
     }
     drop(scope);
     Ok(())
@@ -77,8 +111,9 @@ pub struct DeviceStepOptions<'a> {
 /// objective, and writes the gradients and a report.
 ///
 /// `x`, `y`, `dx` and `dy` are `(n, d)`; `report` has one element, `workspace` [`goal_step_workspace_bytes`](super::goal_step_workspace_bytes) bytes, whose
-/// contents do not matter before and mean nothing after. Enqueues 4 kernels; allocates nothing, does not synchronise,
-/// reads nothing back; can be captured. Bitwise the same from run to run. If a launch is refused, `dx` and `dy` are
+/// contents do not matter before and mean nothing after. Enqueues [`goal_step_launches`](super::goal_step_launches)`(n)`
+/// kernels, 3 up to `n = 1024` and 4 beyond; allocates nothing, does not synchronise, reads nothing back; can be
+/// captured. Bitwise the same from run to run. If a launch is refused, `dx` and `dy` are
 /// unchanged.
 ///
 /// # Errors

@@ -39,7 +39,7 @@ params! {
         detail: u64,
         skip: u64,
         splits: u32,
-        pad_: u32,
+        unit: u32,
     }
 }
 

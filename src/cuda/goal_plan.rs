@@ -4,7 +4,8 @@ use super::descriptor::{Extent, Named, RawBuf, RawMat, check_disjoint, check_ext
 use super::gather::{Gather, RawUpstream, Terms, check_gradient_type};
 use super::goal_detail::{DETAIL_PLANES, goal_detail_len};
 use super::goal_params::{GoalParams, GoalSide, ObjectiveParams, ReportPart, stats_of};
-use super::mine::{MineParams, Select, Splits};
+use super::mine::{MineParams, Select, Stats, collected, key_words};
+use super::plan::{Splits, SweepPlan};
 use super::prepare::{Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::workspace::{Layout, Region};
@@ -21,6 +22,9 @@ pub(super) const OP: &str = "goal_step";
 pub(crate) const ANCHORS: usize = 32;
 /// Words that the blocks count in; `kGoalTickets` there.
 pub(crate) const TICKETS: usize = 3;
+/// The word at which keys begin behind them, if there are any: a multiple of their size.
+const KEYS: usize = 4;
+const _: () = assert!(KEYS >= TICKETS && KEYS * size_of::<u32>() % size_of::<u64>() == 0);
 
 /// Group ids in device memory, i64; see [`Groups`](crate::Groups).
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +75,15 @@ struct SidePlan {
     offsets: Region,
     blocks: Region,
     total: Region,
+}
+
+/// What the sweep before leaves for the anchors of one direction.
+#[derive(Clone, Copy)]
+pub(super) struct Parts {
+    at: u64,
     splits: usize,
+    /// Candidates of a tile.
+    unit: usize,
 }
 
 impl SidePlan {
@@ -86,13 +98,19 @@ impl SidePlan {
             offsets: layout.take::<u32>(&[n + 1])?,
             blocks: layout.take::<ReportPart>(&[blocks(n)])?,
             total: layout.take::<ReportPart>(&[1])?,
-            splits,
         })
     }
 
-    fn params(&self, base: u64, inv: u64, [anchor_groups, other_groups]: [u64; 2], detail: u64) -> GoalSide {
+    fn params(
+        &self,
+        base: u64,
+        parts: Parts,
+        inv: u64,
+        [anchor_groups, other_groups]: [u64; 2],
+        detail: u64,
+    ) -> GoalSide {
         GoalSide {
-            parts: self.parts.at(base),
+            parts: parts.at,
             inv,
             anchor_groups,
             other_groups,
@@ -106,8 +124,8 @@ impl SidePlan {
             total: self.total.at(base),
             detail,
             skip: 0,
-            splits: self.splits as u32,
-            pad_: 0,
+            splits: parts.splits as u32,
+            unit: parts.unit as u32,
         }
     }
 }
@@ -141,17 +159,20 @@ impl Plan {
             row_facts: true,
             norms: normalization == Normalization::L2,
             pmin: objective.pair().eps().is_some(),
-            zeroed: TICKETS,
+            zeroed: match stats_of(objective, detail) {
+                Stats::None => KEYS + key_words(n, n),
+                _ => TICKETS,
+            },
             any_layout,
         };
         let prepare = Prepare::plan(&mut layout, OP, [&(*x).into(), &(*y).into()], normalization, &wants)?;
-        let splits = Splits::new(n, n);
+        let room = Splits::room(n, n);
         let planes = stats_of(objective, detail).planes();
         Ok(Self {
             prepare,
             pos: layout.take::<f32>(&[n])?,
-            it: SidePlan::new(&mut layout, n, planes, splits.cols)?,
-            ti: SidePlan::new(&mut layout, n, planes, splits.rows)?,
+            it: SidePlan::new(&mut layout, n, planes, room.cols)?,
+            ti: SidePlan::new(&mut layout, n, planes, room.rows)?,
             bytes: layout.total(),
         })
     }
@@ -233,6 +254,8 @@ pub(super) struct Step<'a> {
     pub(super) plan: &'a Plan,
     /// Address of the workspace.
     pub(super) base: u64,
+    /// How the similarities are swept.
+    pub(super) sweep: SweepPlan,
 }
 
 impl Step<'_> {
@@ -246,6 +269,25 @@ impl Step<'_> {
             RawBuf::NULL => self.plan.pos.at(self.base),
             buf => buf.ptr + (2 * DETAIL_PLANES * self.a.x.rows * size_of::<u32>()) as u64,
         }
+    }
+
+    fn stats(&self) -> Stats {
+        collected(&self.sweep, stats_of(self.a.objective, self.a.detail != RawBuf::NULL))
+    }
+
+    /// Of "it", then of "ti".
+    fn parts(&self) -> [Parts; 2] {
+        let [it, ti] = match self.stats() {
+            Stats::Keys => {
+                let keys = self.plan.prepare.zeroed(self.base) + (KEYS * size_of::<u32>()) as u64;
+                [keys, keys + (self.a.x.rows * size_of::<u64>()) as u64]
+            }
+            _ => [&self.plan.it, &self.plan.ti].map(|side| side.parts.at(self.base)),
+        };
+        let SweepPlan { splits, tile_rows, tile_cols, .. } = self.sweep;
+        let keyed = self.stats() == Stats::Keys;
+        let part = |at, splits, unit| Parts { at, splits: if keyed { 1 } else { splits }, unit };
+        [part(it, splits.cols, tile_cols), part(ti, splits.rows, tile_rows)]
     }
 
     pub(super) fn mine(&self) -> MineParams {
@@ -262,18 +304,18 @@ impl Step<'_> {
             col_groups,
             pmin,
             pos: self.pos(),
-            row_parts: self.plan.it.parts.at(self.base),
-            col_parts: self.plan.ti.parts.at(self.base),
+            row_parts: self.parts()[0].at,
+            col_parts: self.parts()[1].at,
             ldx: x.row_stride as i64,
             ldy: y.row_stride as i64,
             n: self.a.x.rows as u32,
             m: self.a.y.rows as u32,
             d: self.a.x.cols as u32,
-            row_splits: self.plan.ti.splits as u32,
-            col_splits: self.plan.it.splits as u32,
+            row_splits: self.sweep.splits.rows as u32,
+            col_splits: self.sweep.splits.cols as u32,
             pmin_count,
             select: Select::Negatives as u32,
-            stats: stats_of(self.a.objective, self.a.detail != RawBuf::NULL) as u32,
+            stats: self.stats() as u32,
             eps: objective.eps,
             beta: objective.beta as f32,
         }
@@ -288,9 +330,10 @@ impl Step<'_> {
             buf => buf.ptr + (side * DETAIL_PLANES * n * size_of::<u32>()) as u64,
         };
         let (pmin, pmin_count) = self.plan.prepare.pmin(self.base);
+        let [it, ti] = self.parts();
         GoalParams {
-            it: self.plan.it.params(self.base, inv_x, [rows, cols], detail(0)),
-            ti: self.plan.ti.params(self.base, inv_y, [cols, rows], detail(1)),
+            it: self.plan.it.params(self.base, it, inv_x, [rows, cols], detail(0)),
+            ti: self.plan.ti.params(self.base, ti, inv_y, [cols, rows], detail(1)),
             pos: self.pos(),
             pmin,
             tickets: self.plan.prepare.zeroed(self.base),
@@ -299,7 +342,7 @@ impl Step<'_> {
             factor: self.a.objective.reduction_factor(n),
             n: n as u32,
             pmin_count,
-            stats: stats_of(self.a.objective, self.a.detail != RawBuf::NULL) as u32,
+            stats: self.stats() as u32,
             pad_: 0,
         }
     }

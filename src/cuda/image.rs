@@ -85,6 +85,16 @@ pub(crate) const IMAGES: &[Image] = &[
         ]
     ),
     image!("goal", ["goal_finalize"]),
+    image!(
+        "goal_small",
+        [
+            "goal_small_f32_f32",
+            "goal_small_f16_f16",
+            "goal_small_f16_f32",
+            "goal_small_bf16_bf16",
+            "goal_small_bf16_f32",
+        ]
+    ),
     image!("memory_bank", ["bank_push_16", "bank_push_32"]),
     image!(
         "mine",

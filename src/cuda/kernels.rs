@@ -10,7 +10,7 @@ use cudarc::nvrtc::Ptx;
 use super::compiled_expression::Compiled;
 use super::driver::{alloc_failed, describe, is_sticky};
 use super::image::{BUILT_FOR, HAS_HOPPER, IMAGES, Image, KernelSpec};
-use super::plan::PlanDevice;
+use super::plan::{PlanDevice, Scheme};
 use super::probe::{DeviceFacts, driver_version, require_driver};
 use super::scope::Scope;
 use crate::error::{Error, Result};
@@ -39,6 +39,8 @@ struct Inner {
     fault: AtomicU32,
     /// What was compiled at run time.
     compiled: Mutex<Compiled>,
+    /// See [`Kernels::force_scheme`].
+    forced: Mutex<Option<Scheme>>,
     // Last, so that the modules are unloaded while the context lives.
     context: Arc<CudaContext>,
 }
@@ -89,7 +91,16 @@ impl Kernels {
         functions.sort_unstable_by_key(|f| f.name);
         let fault = AtomicU32::new(0);
         let compiled = Mutex::new(Compiled::default());
-        Ok(Self { inner: Arc::new(Inner { functions, device, fault, compiled, context: context.clone() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                functions,
+                device,
+                fault,
+                compiled,
+                forced: Mutex::default(),
+                context: context.clone(),
+            }),
+        })
     }
 
     /// The context that the kernels were loaded into.
@@ -103,13 +114,16 @@ impl Kernels {
     }
 
     /// What plans need to know of the context's device.
-    pub(crate) fn plan_device(&self) -> PlanDevice {
-        PlanDevice {
-            compute_capability: self.device().compute_capability,
-            multiprocessors: self.device().multiprocessors,
-            group_code: HAS_HOPPER,
-            forced: None,
-        }
+    #[doc(hidden)]
+    pub fn plan_device(&self) -> PlanDevice {
+        let forced = *self.inner.forced.lock().unwrap_or_else(PoisonError::into_inner);
+        PlanDevice { forced, ..PlanDevice::of(self.device()) }
+    }
+
+    /// Sweeps in this scheme from now on, where a kernel has it and the device runs it. For tests.
+    #[doc(hidden)]
+    pub fn force_scheme(&self, scheme: Option<Scheme>) {
+        *self.inner.forced.lock().unwrap_or_else(PoisonError::into_inner) = scheme;
     }
 
     /// Refuses after a kernel fault in this context, and a stream of another context.

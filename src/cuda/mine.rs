@@ -6,12 +6,11 @@ use super::descriptor::{Named, RawBuf, RawMat, check_disjoint, check_extent};
 use super::goal::DeviceGroups;
 use super::goal_plan::RawGroups;
 use super::kernels::Kernels;
-pub(crate) use super::plan::Splits;
 use super::prepare::{Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
 use super::sweep::{MergeTo, Mining};
-pub(crate) use super::sweep::{MineParams, Select, Stats, launch_sweep};
+pub(crate) use super::sweep::{MineParams, Select, Stats, collected, key_words, launch_sweep, sweep_plan};
 use super::tensor::{Binder, DeviceElement, DeviceMat};
 use super::workspace::Layout;
 use crate::check;
@@ -63,9 +62,10 @@ struct Plan {
 impl Plan {
     fn new([x, y]: [&RawMat; 2], normalization: Normalization, second: bool, any_layout: bool) -> Result<Self> {
         let mut layout = Layout::new(OP);
-        let wants = Wants { any_layout, ..Wants::default() };
-        let prepare = Prepare::plan(&mut layout, OP, [&(*x).into(), &(*y).into()], normalization, &wants)?;
         let stats = if second { Stats::Second } else { Stats::None };
+        let zeroed = if second { 0 } else { key_words(x.rows, y.rows) };
+        let wants = Wants { any_layout, zeroed, ..Wants::default() };
+        let prepare = Prepare::plan(&mut layout, OP, [&(*x).into(), &(*y).into()], normalization, &wants)?;
         let mining = Mining::plan(&mut layout, [x, y], Select::Negatives, stats)?;
         Ok(Self { prepare, mining, bytes: layout.total() })
     }
@@ -149,7 +149,16 @@ pub unsafe fn mine_raw(kernels: &Kernels, stream: &CudaStream, a: &RawMine) -> R
     // caller's promise.
     unsafe {
         plan.prepare.launch(kernels, stream, base)?;
-        plan.mining.launch(kernels, stream, base, operands, groups, a.positive.ptr, [to(&a.rows), to(&a.cols)])
+        plan.mining.launch(
+            kernels,
+            stream,
+            base,
+            plan.prepare.zeroed(base),
+            operands,
+            groups,
+            a.positive.ptr,
+            [to(&a.rows), to(&a.cols)],
+        )
     }
 }
 

@@ -10,7 +10,7 @@ use super::launch::launch;
 use super::mine::{MineParams, Select, launch_sweep};
 use super::pairwise_plan::PartPlan;
 use super::pairwise_step::Step;
-use super::plan::Splits;
+use super::plan::{Splits, TILE};
 use super::workspace::{Layout, Region};
 use crate::error::Result;
 use crate::objective::Objective;
@@ -121,7 +121,7 @@ impl Step<'_> {
                 detail: 0,
                 skip: self.skip(at),
                 splits: splits[at] as u32,
-                pad_: 0,
+                unit: TILE as u32,
             }
         };
         GoalParams {

@@ -48,7 +48,7 @@ pub(super) fn by_groups(device: &PlanDevice, dtype: DType, shape: Shape) -> bool
     // Rows are counted in 31 bits, of f16 those of both parts.
     let parts = if dtype == DType::F16 { 2 } else { 1 };
     let counted = parts * shape.n.max(shape.m).next_multiple_of(STEP_K) <= i32::MAX as usize;
-    device.runs(Scheme::GroupMma, dtype) && counted
+    device.forced != Some(Scheme::WarpMma) && device.runs(Scheme::GroupMma, dtype) && counted
 }
 
 /// How a wave's products are cut into tiles of a cluster.

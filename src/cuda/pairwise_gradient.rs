@@ -16,8 +16,8 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::options::WriteMode;
 
-const GRAD: [&str; 3] = ["pairwise_grad_f32", "pairwise_grad_f16", "pairwise_grad_bf16"];
-const FINISH: GradientKernels = GradientKernels {
+pub(super) const GRAD: [&str; 3] = ["pairwise_grad_f32", "pairwise_grad_f16", "pairwise_grad_bf16"];
+pub(super) const FINISH: GradientKernels = GradientKernels {
     f32: "pairwise_finish_f32_f32",
     f16: ["pairwise_finish_f16_f16", "pairwise_finish_f16_f32"],
     bf16: ["pairwise_finish_bf16_bf16", "pairwise_finish_bf16_f32"],
@@ -69,6 +69,11 @@ pub(super) struct ReportOfWeights {
     pub per_bias: f64,
     /// Whether the sum of `W S` is what is reported as the loss.
     pub is_loss: bool,
+}
+
+/// Threads of a block of `pairwise_finish_*` for rows of `d` columns.
+pub(super) fn finish_threads(d: usize) -> u32 {
+    d.div_ceil(FINISH_COLUMNS).next_multiple_of(32).clamp(32, FINISH_THREADS) as u32
 }
 
 impl GradientStep {
@@ -190,7 +195,7 @@ impl GradientStep {
             return Ok(());
         }
         let finish = gradient_kernel(self.op, "dx", self.dtype, self.dx.dtype, &FINISH)?;
-        let threads = self.shape.d.div_ceil(FINISH_COLUMNS).next_multiple_of(32).clamp(32, FINISH_THREADS) as u32;
+        let threads = finish_threads(self.shape.d);
         // SAFETY: by the caller's promise.
         unsafe { launch(kernels, stream, finish, (rows, 1, 1), threads, 0, &params) }
     }

@@ -20,11 +20,11 @@ use crate::error::Result;
 use crate::options::Normalization;
 use crate::pairwise::PairwiseReport;
 
-const STATS: [[&str; 3]; 2] = [
+pub(super) const STATS: [[&str; 3]; 2] = [
     ["pairwise_stats_f32", "pairwise_stats_f16", "pairwise_stats_bf16"],
     ["pairwise_stats_both_f32", "pairwise_stats_both_f16", "pairwise_stats_both_bf16"],
 ];
-const WEIGHTS: [[&str; 3]; 2] = [
+pub(super) const WEIGHTS: [[&str; 3]; 2] = [
     ["pairwise_weights_f32", "pairwise_weights_f16", "pairwise_weights_bf16"],
     ["pairwise_weights_both_f32", "pairwise_weights_both_f16", "pairwise_weights_both_bf16"],
 ];

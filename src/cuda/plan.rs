@@ -2,6 +2,8 @@
 //! come from the shape, the type and the scheme, never from the number of multiprocessors, so that no result depends on the
 //! size of a device. `explain.rs` has the reason beside each number.
 
+use super::image::HAS_HOPPER;
+use super::probe::DeviceFacts;
 use crate::dtype::DType;
 
 /// Rows, and columns, of a tile of [`Scheme::WarpMma`]; `kTile` in `kernels/common/tile.cuh`.
@@ -51,6 +53,9 @@ pub const PLANNED_MULTIPROCESSORS: usize = 132;
 const fn group_shared(cols: usize, stages: u32) -> u32 {
     stages * (GROUP_ROWS + cols) as u32 * ROW_BYTES + GROUP_SCRATCH + GROUP_EXTRA
 }
+
+/// Band of `cosine_matrix`; `kBand` in `kernels/cosine_matrix.cu`.
+const MATRIX_BAND: usize = 8;
 
 /// Tiles along an extent.
 pub(crate) const fn tiles(extent: usize) -> usize {
@@ -184,16 +189,31 @@ pub struct PlanDevice {
     pub multiprocessors: u32,
     /// Whether the build has machine code for `sm_90a`.
     pub group_code: bool,
+    /// Bytes of its L2 cache. Modelled traffic depends on it, no plan does.
+    pub l2_bytes: u64,
     /// Takes the place of the choice, where the kernel has this scheme and the device runs it. For tests.
     #[doc(hidden)]
     pub forced: Option<Scheme>,
 }
 
 impl PlanDevice {
-    /// An H200, or an H100 in its SXM form, with everything built.
-    pub const H200: Self = Self { compute_capability: (9, 0), multiprocessors: 132, group_code: true, forced: None };
+    /// An H200, with everything built.
+    pub const H200: Self =
+        Self { compute_capability: (9, 0), multiprocessors: 132, group_code: true, l2_bytes: 60_000_000, forced: None };
     /// An A100.
-    pub const A100: Self = Self { compute_capability: (8, 0), multiprocessors: 108, group_code: true, forced: None };
+    pub const A100: Self =
+        Self { compute_capability: (8, 0), multiprocessors: 108, group_code: true, l2_bytes: 40_000_000, forced: None };
+
+    /// The device with these facts, and what this build has for it.
+    pub fn of(facts: &DeviceFacts) -> Self {
+        let like = if facts.compute_capability >= (9, 0) { Self::H200 } else { Self::A100 };
+        Self {
+            compute_capability: facts.compute_capability,
+            multiprocessors: facts.multiprocessors,
+            group_code: HAS_HOPPER,
+            ..like
+        }
+    }
 
     const fn runs_group_code(&self) -> bool {
         self.group_code && self.compute_capability.0 == 9 && self.compute_capability.1 == 0
@@ -244,6 +264,9 @@ pub struct SweepPlan {
     pub stages: u32,
     /// Parts of the rows and columns; 1 and 1 where nothing is merged.
     pub splits: Splits,
+    /// Rows of tiles, or of those of a cluster, that are made at one column before the next. In every line tiles come in
+    /// ascending order whatever it is.
+    pub band: usize,
     /// Blocks.
     pub grid: (u32, u32, u32),
 }
@@ -273,6 +296,11 @@ impl SweepPlan {
         Self::of_scheme(choose(kernel, &shape, &device), kernel, shape, device)
     }
 
+    /// With other splits than those of the shape alone.
+    pub(super) fn with_splits(self, splits: Splits) -> Self {
+        Self { splits, grid: (splits.cols as u32, splits.rows as u32, 1), ..self }
+    }
+
     /// The plan in a given scheme, whether or not there is such a kernel.
     #[doc(hidden)]
     pub fn of_scheme(scheme: Scheme, kernel: SweepKernel, shape: SweepShape, device: PlanDevice) -> Self {
@@ -282,6 +310,7 @@ impl SweepPlan {
             Scheme::GroupMma => (GROUP_ROWS, GROUP_COLS, GROUP_CLUSTER, GROUP_BLOCK, GROUP_SHARED_BYTES, GROUP_STAGES),
             Scheme::GroupMmaSmall => (GROUP_ROWS, SMALL_COLS, 1, GROUP_BLOCK, SMALL_SHARED_BYTES, SMALL_STAGES),
         };
+        let band = if kernel == SweepKernel::CosineMatrix { MATRIX_BAND } else { 1 };
         let (splits, grid) = if kernel == SweepKernel::CosineMatrix {
             // Clusters take units of tiles in turn.
             let units = [batch, n.div_ceil(tile_rows * cluster), m.div_ceil(tile_cols)];
@@ -309,6 +338,7 @@ impl SweepPlan {
             shared_bytes,
             stages,
             splits,
+            band,
             grid,
         }
     }
@@ -346,7 +376,8 @@ mod tests {
 
     #[test]
     fn shared_memory_fits_a_block_of_9_0() {
-        assert_eq!((GROUP_SHARED_BYTES, SMALL_SHARED_BYTES), (226_304, 177_152));
-        assert!(GROUP_SHARED_BYTES <= 232_448);
+        let most = [GROUP_SHARED_BYTES, SMALL_SHARED_BYTES].into_iter().max();
+        assert_eq!((most, SMALL_SHARED_BYTES), (Some(226_304), 177_152));
+        assert!(most <= Some(232_448));
     }
 }

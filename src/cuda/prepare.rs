@@ -39,11 +39,12 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/row_norms.h`.
-    PrepareParams: 176 {
+    PrepareParams: 184 {
         x: PrepareSide,
         y: PrepareSide,
         pmin: u64,
         zeroed: u64,
+        cleared: u64,
         zeroed_len: u32,
         d: u32,
         normalize: u32,
@@ -145,6 +146,17 @@ impl Side {
         self.count() > 0 && (self.staged.is_some() || self.inv.is_some())
     }
 
+    /// Bytes that the kernel reads and writes.
+    fn traffic(&self, d: usize) -> [f64; 2] {
+        if !self.needed() {
+            return [0.0; 2];
+        }
+        let (count, size) = (self.count() as f64, self.source.dtype.size() as f64);
+        let staged = self.staged.map_or(0.0, |(_, row_stride)| row_stride as f64 * size);
+        let words = [self.inv.is_some(), self.exponent.is_some()].map(|word| f64::from(u8::from(word)) * 4.0);
+        [count * d as f64 * size, count * (staged + words[0] + words[1])]
+    }
+
     fn params(&self, base: u64) -> PrepareSide {
         let at = |region: Option<Region>| region.map_or(0, |r| r.at(base));
         let s = &self.source;
@@ -212,6 +224,18 @@ impl Prepare {
         self.x.needed() || self.y.needed() || self.pmin.is_some() || self.zeroed.is_some()
     }
 
+    /// Blocks of the kernel, and the bytes that it reads and writes; `None` if there is nothing to launch.
+    pub(crate) fn traffic(&self) -> Option<(u32, f64, f64)> {
+        let [x, y] = [self.x.traffic(self.d), self.y.traffic(self.d)];
+        let words = self.pmin(0).1 as usize + self.zeroed.map_or(0, |(_, len)| len);
+        self.needed().then(|| (self.blocks(), x[0] + y[0], x[1] + y[1] + (words * size_of::<u32>()) as f64))
+    }
+
+    /// Whether the tile kernels multiply similarities by a word of every row.
+    pub(crate) fn scaled(&self) -> bool {
+        self.x.scaled
+    }
+
     fn blocks(&self) -> u32 {
         row_blocks(self.x.count().max(self.y.count()))
     }
@@ -252,11 +276,27 @@ impl Prepare {
         if !self.needed() {
             return Ok(());
         }
+        // SAFETY: by the caller's promise.
+        unsafe { self.launch_and_clear(kernels, stream, base, 0) }
+    }
+
+    /// As [`launch`](Self::launch), always, and clears the u32 at the device address `cleared`, unless that is 0.
+    ///
+    /// # Safety
+    /// As [`launch`](Self::launch), and `cleared` is valid.
+    pub(crate) unsafe fn launch_and_clear(
+        &self,
+        kernels: &Kernels,
+        stream: &CudaStream,
+        base: u64,
+        cleared: u64,
+    ) -> Result<()> {
         let params = PrepareParams {
             x: self.x.params(base),
             y: self.y.params(base),
             pmin: self.pmin(base).0,
             zeroed: self.zeroed(base),
+            cleared,
             zeroed_len: self.zeroed.map_or(0, |(_, len)| len as u32),
             d: self.d as u32,
             normalize: u32::from(self.l2),

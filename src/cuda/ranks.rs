@@ -12,7 +12,7 @@ use super::plan::{Splits, TILE_BLOCK, TILE_SHARED_BYTES};
 use super::prepare::{Operand, Prepare, Wants, by_dtype};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
-use super::sweep::{MergeTo, Mining, Select, Stats};
+use super::sweep::{MergeTo, Mining, Select, Stats, key_words};
 use super::tensor::{Binder, DeviceElement, DeviceMat};
 use super::workspace::{Layout, Region};
 use crate::check;
@@ -98,7 +98,7 @@ struct Plan {
 impl Plan {
     fn new([x, y]: [&RawMat; 2], normalization: Normalization, grouped: bool, any_layout: bool) -> Result<Self> {
         let mut layout = Layout::new(OP);
-        let wants = Wants { any_layout, ..Wants::default() };
+        let wants = Wants { any_layout, zeroed: key_words(x.rows, y.rows), ..Wants::default() };
         let prepare = Prepare::plan(&mut layout, OP, [&(*x).into(), &(*y).into()], normalization, &wants)?;
         let select = if grouped { Select::Group } else { Select::Pair };
         Ok(Self {
@@ -205,7 +205,7 @@ pub unsafe fn ranks_raw(kernels: &Kernels, stream: &CudaStream, a: &RawRanks) ->
     // caller's promise.
     unsafe {
         plan.prepare.launch(kernels, stream, base)?;
-        plan.positives.launch(kernels, stream, base, operands, groups, 0, to)?;
+        plan.positives.launch(kernels, stream, base, plan.prepare.zeroed(base), operands, groups, 0, to)?;
         if a.x.rows == 0 || a.y.rows == 0 {
             return Ok(());
         }

@@ -80,20 +80,24 @@ pub(crate) enum Select {
 /// What a sweep collects beside value and index; `kStats*` in `kernels/params/mine.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stats {
-    None = 0,
+    /// Nothing, and value and index are one 64-bit key per row and column: what the kernels for groups make of
+    /// [`Stats::None`].
+    Keys = 0,
+    None = 1,
     /// The second-best value.
-    Second = 1,
+    Second = 2,
     /// And over the relative set: count, ties, sum of the differences from the maximum.
-    Lin = 2,
+    Lin = 3,
     /// And over the relative set: count, ties, sum of the exponentials of the differences.
-    Sig = 3,
+    Sig = 4,
 }
 
 impl Stats {
     /// 4-byte words per row or column in the partial results.
+    #[allow(clippy::match_same_arms)] // keys have no planes, but the same number of words
     pub(crate) const fn planes(self) -> usize {
         match self {
-            Self::None => 2,
+            Self::Keys | Self::None => 2,
             Self::Second => 3,
             Self::Lin | Self::Sig => 6,
         }
@@ -113,11 +117,20 @@ const MINE_STATS: TileKernel = TileKernel {
     small: ["mine_stats_small_hopper_f16", "mine_stats_small_hopper_bf16"],
 };
 
+/// The most rows and columns together that are mined by keys, whose words `prepare` clears and counts in 32 bits.
+const MOST_KEYS: usize = 1 << 30;
+
+/// Words of the keys of `n` rows and `m` columns, cleared before a sweep for [`Stats::Keys`].
+pub(crate) const fn key_words(n: usize, m: usize) -> usize {
+    let keys = n.saturating_add(m);
+    if keys > MOST_KEYS { 0 } else { 2 * keys }
+}
+
 /// How [`launch_sweep`] will sweep: the splits that its parameters must have.
 pub(crate) fn sweep_plan(kernels: &Kernels, dtype: DType, select: Select, [n, m]: [usize; 2], d: usize) -> SweepPlan {
     let mut device = kernels.plan_device();
     // Tensor maps have no empty extents; the tiles of pairs alone are no rectangle for a cluster.
-    if n == 0 || m == 0 || d == 0 {
+    if n == 0 || m == 0 || d == 0 || n.saturating_add(m) > MOST_KEYS {
         device.group_code = false;
     } else if select == Select::Pair {
         device.forced = device.forced.or(Some(Scheme::GroupMmaSmall));
@@ -129,7 +142,13 @@ pub(crate) fn sweep_plan(kernels: &Kernels, dtype: DType, select: Select, [n, m]
     }
 }
 
-/// Enqueues one sweep over matrices of type `dtype`, with the splits of its [`sweep_plan`]. At least one of them has a row.
+/// What a kernel of `plan` makes of `stats`.
+pub(crate) fn collected(plan: &SweepPlan, stats: Stats) -> Stats {
+    if stats == Stats::None && plan.scheme != Scheme::WarpMma { Stats::Keys } else { stats }
+}
+
+/// Enqueues one sweep over matrices of type `dtype`, with the splits of its [`sweep_plan`], for what is
+/// [`collected`]. At least one of them has a row.
 ///
 /// # Safety
 /// Every address in `params` is valid on the stream's device for the extent that `kernels/params/mine.h` states.
@@ -139,15 +158,21 @@ pub(crate) unsafe fn launch_sweep(
     dtype: DType,
     params: &MineParams,
 ) -> Result<()> {
-    let kernel = if params.stats == Stats::None as u32 { &MINE } else { &MINE_STATS };
+    let kernel = if params.stats <= Stats::None as u32 { &MINE } else { &MINE_STATS };
     let select = if params.select == Select::Pair as u32 { Select::Pair } else { Select::Negatives };
     let plan = sweep_plan(kernels, dtype, select, [params.n as usize, params.m as usize], params.d as usize);
     debug_assert_eq!([plan.splits.rows, plan.splits.cols], [params.row_splits as usize, params.col_splits as usize]);
+    let mut params = *params;
+    if plan.scheme != Scheme::WarpMma && params.stats == Stats::None as u32 {
+        // Only the similarities of pairs are wanted by a caller that has no keys.
+        debug_assert!(select == Select::Pair);
+        (params.row_parts, params.col_parts) = (0, 0);
+    }
     let operand =
         |ptr, ld: i64, inv| Operand { ptr, row_stride: ld as usize, batch_stride: 0, inv, inv_batch_stride: 0 };
     let operands = [operand(params.x, params.ldx, params.inv_x), operand(params.y, params.ldy, params.inv_y)];
     // SAFETY: the kernels take these parameters, whose addresses are valid by the caller's promise.
-    unsafe { launch_tiles(kernels, stream, kernel, &plan, operands, params) }
+    unsafe { launch_tiles(kernels, stream, kernel, &plan, operands, &params) }
 }
 
 /// Where the merged results of one direction go: device addresses, 0 for what is not wanted.
@@ -176,6 +201,7 @@ pub(crate) struct Mining {
 impl Mining {
     /// `stats` is [`Stats::None`] or [`Stats::Second`]: the others need the pairs' smallest similarity.
     pub(crate) fn plan(layout: &mut Layout, [x, y]: [&RawMat; 2], select: Select, stats: Stats) -> Result<Self> {
+        debug_assert!(stats != Stats::Keys, "what it becomes is decided at the launch");
         let room = match select {
             Select::Pair => Splits { rows: 1, cols: 1 },
             _ => Splits::room(x.rows, y.rows),
@@ -192,10 +218,18 @@ impl Mining {
         })
     }
 
+    /// What is collected by the kernel of `plan`, and where it goes; `keys` is the address of the cleared words.
+    fn parts(&self, plan: &SweepPlan, base: u64, keys: u64) -> (Stats, [u64; 2]) {
+        match collected(plan, self.stats) {
+            Stats::Keys => (Stats::Keys, [keys, keys + (self.n * size_of::<u64>()) as u64]),
+            stats => (stats, [self.row_parts.at(base), self.col_parts.at(base)]),
+        }
+    }
+
     fn sweep(
         &self,
         splits: Splits,
-        base: u64,
+        (stats, parts): (Stats, [u64; 2]),
         [x, y]: [Operand; 2],
         [row_groups, col_groups]: [u64; 2],
         pos: u64,
@@ -209,8 +243,8 @@ impl Mining {
             col_groups,
             pmin: 0,
             pos,
-            row_parts: self.row_parts.at(base),
-            col_parts: self.col_parts.at(base),
+            row_parts: parts[0],
+            col_parts: parts[1],
             ldx: x.row_stride as i64,
             ldy: y.row_stride as i64,
             n: self.n as u32,
@@ -220,16 +254,22 @@ impl Mining {
             col_splits: splits.cols as u32,
             pmin_count: 0,
             select: self.select as u32,
-            stats: self.stats as u32,
+            stats: stats as u32,
             eps: 0.0,
             beta: 0.0,
         }
     }
 
-    fn merge(&self, splits: Splits, base: u64, rows: MergeTo, cols: MergeTo) -> MineMergeParams {
+    fn merge(
+        &self,
+        splits: Splits,
+        (stats, parts): (Stats, [u64; 2]),
+        rows: MergeTo,
+        cols: MergeTo,
+    ) -> MineMergeParams {
         MineMergeParams {
-            row_parts: self.row_parts.at(base),
-            col_parts: self.col_parts.at(base),
+            row_parts: parts[0],
+            col_parts: parts[1],
             row_value: rows.value,
             row_index: rows.index,
             row_second: rows.second,
@@ -242,12 +282,13 @@ impl Mining {
             m: self.m as u32,
             row_splits: splits.rows as u32,
             col_splits: splits.cols as u32,
-            stats: self.stats as u32,
+            stats: stats as u32,
             pad_: 0,
         }
     }
 
-    /// Enqueues the sweep and the merge; `groups` and `pos` are device addresses or 0. Does nothing without a row.
+    /// Enqueues the sweep and the merge; `groups` and `pos` are device addresses or 0, `keys` that of [`key_words`] cleared
+    /// words if the plan is for [`Stats::None`]. Does nothing without a row.
     ///
     /// # Safety
     /// The operands, groups, `pos` and outputs are valid on the stream's device for the plan's extents, and `base` is a
@@ -258,6 +299,7 @@ impl Mining {
         kernels: &Kernels,
         stream: &CudaStream,
         base: u64,
+        keys: u64,
         operands: [Operand; 2],
         groups: [u64; 2],
         pos: u64,
@@ -266,11 +308,12 @@ impl Mining {
         if self.n == 0 && self.m == 0 {
             return Ok(());
         }
-        let splits = sweep_plan(kernels, self.dtype, self.select, [self.n, self.m], self.d).splits;
-        let sweep = self.sweep(splits, base, operands, groups, pos);
+        let plan = sweep_plan(kernels, self.dtype, self.select, [self.n, self.m], self.d);
+        let parts = self.parts(&plan, base, keys);
+        let sweep = self.sweep(plan.splits, parts, operands, groups, pos);
         // Two extents of less than 2^31 make less than 2^24 blocks.
         let blocks = (self.n + self.m).div_ceil(MERGE_BLOCK as usize) as u32;
-        let merge = self.merge(splits, base, rows, cols);
+        let merge = self.merge(plan.splits, parts, rows, cols);
         // SAFETY: all addresses are valid for the plan's extents, by the caller's promise.
         unsafe {
             launch_sweep(kernels, stream, self.dtype, &sweep)?;

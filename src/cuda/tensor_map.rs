@@ -71,9 +71,10 @@ impl TensorMap {
             DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             _ => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         };
-        // Strides of extents of 1 are never used, but have to be well formed.
-        let bytes = |extent: usize, stride: usize| if extent <= 1 { 16 } else { (stride * dtype.size()) as u64 };
-        let strides = [bytes(extents[1], strides[0]), bytes(extents[2], strides[1])];
+        // A stride over an extent of 1 is never taken, but has to be well formed: beyond what it strides over.
+        let row = if extents[1] <= 1 { extents[0].next_multiple_of(8) } else { strides[0] };
+        let matrix = if extents[2] <= 1 { row * extents[1] } else { strides[1] };
+        let strides = [row, matrix].map(|stride| (stride * dtype.size()) as u64);
         let (extents, steps) = (extents.map(|extent| extent as u64), [1; 3]);
         let mut map = std::mem::MaybeUninit::<sys::CUtensorMap>::uninit();
         // SAFETY: all arrays have an element per dimension (strides one less), and the map is written if the call succeeds.

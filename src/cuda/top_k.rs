@@ -11,7 +11,7 @@ use super::plan::{MAX_SPLITS, TILE_BLOCK, TILE_SHARED_BYTES};
 use super::prepare::{Operand, Prepare, Wants, by_dtype};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
-use super::sweep::{MergeTo, Mining, Select, Stats};
+use super::sweep::{MergeTo, Mining, Select, Stats, key_words};
 use super::top_k_params::{
     ENTRY_BYTES, MERGED, PLANES, TopKMergeParams, TopKParams, TopKSide, margin_code, parts, pick_code,
 };
@@ -25,7 +25,7 @@ use crate::top_k::{Fallback, Pick, TopKOptions};
 pub(super) const OP: &str = "mine_top_k";
 
 /// Threads of a block of `mine_top_k_merge`.
-const MERGE_BLOCK: u32 = 128;
+pub(super) const MERGE_BLOCK: u32 = 128;
 
 /// Outputs of one direction of [`raw::mine_top_k`](super::raw::mine_top_k).
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +89,7 @@ struct Lists {
 }
 
 /// Places per anchor for what is left out before a sample is drawn, and for the best of the rest.
-fn places(options: &TopKOptions<'_>, candidates: usize) -> (usize, usize) {
+pub(super) fn places(options: &TopKOptions<'_>, candidates: usize) -> (usize, usize) {
     let (skip, k) = (options.skip.min(candidates), options.k.min(candidates).max(1));
     if options.pick == Pick::Hardest { (0, skip + k) } else { (skip, k) }
 }
@@ -164,7 +164,8 @@ impl Plan {
         wants: &Wants,
     ) -> Result<Self> {
         let (n, m, entries) = (x.rows, y.rows, bank.map_or(0, |bank| bank.rows));
-        let prepare = Prepare::plan(layout, OP, [&(*x).into(), &(*y).into()], options.normalization, wants)?;
+        let keyed = Wants { zeroed: key_words(n, m), ..*wants };
+        let prepare = Prepare::plan(layout, OP, [&(*x).into(), &(*y).into()], options.normalization, &keyed)?;
         let bank = bank.map(|bank| {
             let nothing = RawMat { rows: 0, ..*bank };
             Prepare::plan(layout, OP, [&(*bank).into(), &nothing.into()], options.normalization, wants)
@@ -376,7 +377,16 @@ pub(super) unsafe fn enqueue(kernels: &Kernels, stream: &CudaStream, a: &RawTopK
     // SAFETY: the regions of the workspace are disjoint, the rest is the caller's promise.
     unsafe {
         plan.prepare.launch(kernels, stream, base)?;
-        plan.pairs.launch(kernels, stream, base, operands, [0; 2], a.positive.ptr, nowhere)?;
+        plan.pairs.launch(
+            kernels,
+            stream,
+            base,
+            plan.prepare.zeroed(base),
+            operands,
+            [0; 2],
+            a.positive.ptr,
+            nowhere,
+        )?;
         launch(kernels, stream, name, grid(&sweep), TILE_BLOCK, TILE_SHARED_BYTES, &sweep)?;
         if let (Some(bank), Some(prepare)) = (&a.bank, &plan.bank) {
             prepare.launch(kernels, stream, base)?;

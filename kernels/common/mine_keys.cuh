@@ -1,0 +1,173 @@
+// Mining of values and indices alone by warps that do not wait for each other: the epilogue for tiles of which the products
+// are so fast that a barrier, or an index carried along with every element, would cost more than they do.
+//
+// The best of a line is one 64-bit key, larger for larger values and, among equal ones, for lower indices (mining.cuh). A
+// warp reduces its 16 rows and all columns of the tile to maxima of values. Where one may beat the key that is there, the
+// index is looked up in the registers, and the key is raised by an atomic maximum: which is the same in whatever order.
+// Rows belong to one block at a time, which keeps their best in registers until it leaves them.
+#pragma once
+#include "common/mine_tile.cuh"
+
+// The best so far of the row that join_rows() leaves to this thread.
+struct RowBest {
+    float value;
+    int32_t index;
+};
+
+struct KeyMiner {
+    const MineParams& p;
+    const TileThread thread;
+
+    static_assert(kThreadRows == 2 && kWarpCols == 1, "a warp has whole rows of the tile");
+
+    __device__ __forceinline__ explicit KeyMiner(const MineParams& params) : p(params) {}
+
+    __device__ __forceinline__ unsigned long long* row_key(uint32_t row) const {
+        return reinterpret_cast<unsigned long long*>(p.row_parts) + row;
+    }
+    __device__ __forceinline__ unsigned long long* col_key(uint32_t col) const {
+        return reinterpret_cast<unsigned long long*>(p.col_parts) + col;
+    }
+
+    // Sets what is no candidate to -infinity. Returns whether a candidate of the warp is -infinity.
+    __device__ __forceinline__ bool mask(TileAcc& acc, TileBits candidates) const {
+        bool neg_inf = false;
+#pragma unroll
+        for (int i = 0; i < kThreadRows; ++i) {
+#pragma unroll
+            for (int k = 0; k < kThreadCols; ++k) {
+                float& s = element(acc, i, k);
+                const bool candidate = candidates >> bit_at(i, k) & 1;
+                neg_inf |= candidate && s == neg_infinity();
+                if (!candidate) s = neg_infinity();
+            }
+        }
+        return __any_sync(~0u, neg_inf);
+    }
+
+    __device__ __forceinline__ void maxima(const TileAcc& acc, float (&rows)[kThreadRows], float (&cols)[kThreadCols]) const {
+#pragma unroll
+        for (int i = 0; i < kThreadRows; ++i) {
+#pragma unroll
+            for (int k = 0; k < kThreadCols; ++k) {
+                const float s = element(acc, i, k);
+                rows[i] = k == 0 ? s : max_nan(rows[i], s);
+                cols[k] = i == 0 ? s : max_nan(cols[k], s);
+            }
+        }
+        const auto larger = [](float a, float b) { return max_nan(a, b); };
+        join_rows(rows, thread, larger);
+        join_cols(cols, thread, larger);
+    }
+
+    // Of elements that `bound` lets pass, the candidates' places: lowest column of row i.
+    __device__ __forceinline__ uint32_t lowest_place(const TileAcc& acc, TileBits candidates, int i, float bound) const {
+        uint32_t place = ~0u;
+#pragma unroll
+        for (int k = kThreadCols - 1; k >= 0; --k) {
+            if (!(element(acc, i, k) <= bound) && (candidates >> bit_at(i, k) & 1)) place = thread.col(k);
+        }
+        return place;
+    }
+
+    __device__ __forceinline__ void update_rows(const TileAcc& acc, TileBits candidates, float top, bool neg_inf, uint32_t col0,
+                                                RowBest& best) const {
+        const bool beaten =
+            value_beats(top, best.value) || (neg_inf && best.index < 0 && top == neg_infinity());
+        const uint32_t rows = __ballot_sync(~0u, beaten);
+        if (rows == 0) return;
+        // Lane bit 0 says which of the two rows a lane has after join_rows().
+        const float bound = beaten ? lookup_bound(top) : pos_infinity();
+#pragma unroll
+        for (int i = 0; i < kThreadRows; ++i) {
+            if ((rows & (i == 0 ? 0x55555555u : 0xaaaaaaaau)) == 0) continue;
+            const float of_row = __shfl_sync(~0u, bound, (thread.lane() & ~1u) | i);
+            uint32_t place = lowest_place(acc, candidates, i, of_row);
+            place = min(place, exchange(place, 1));
+            place = min(place, exchange(place, 2));
+            // Without a place every -infinity of the row is one that is no candidate.
+            if (beaten && (thread.lane() & 1) == uint32_t(i) && place != ~0u) best = {top, int32_t(col0 + place)};
+        }
+    }
+
+    __device__ __forceinline__ void update_cols(const TileAcc& acc, TileBits candidates, const float (&cols)[kThreadCols],
+                                                const uint64_t (&before)[kJoinedCols], bool neg_inf, uint32_t row0,
+                                                uint32_t col0) const {
+        float bound[kJoinedCols];
+        bool beaten = false;
+#pragma unroll
+        for (int h = 0; h < kJoinedCols; ++h) {
+            const float top = cols[h];
+            // The best that a row of this warp can do. Columns that do not exist have no candidate, but neither do others.
+            const bool beats = mining_key(top, row0 + thread.warp_row() * 16) > before[h] &&
+                               (top != neg_infinity() || neg_inf) && col0 + thread.joined_col(h) < p.m;
+            bound[h] = beats ? lookup_bound(top) : pos_infinity();
+            beaten |= beats;
+        }
+        if (!__any_sync(~0u, beaten)) return;
+#pragma unroll
+        for (int k = 0; k < kThreadCols; ++k) {
+            // Lane 4 (k % 8) + lane % 4 has column k of this lane, at k / 8.
+            const float of_col = __shfl_sync(~0u, bound[k / 8], (k % 8) * 4 + (thread.lane() & 3));
+#pragma unroll
+            for (int i = 0; i < kThreadRows; ++i) {
+                const float s = element(acc, i, k);
+                if (!(s <= of_col) && (candidates >> bit_at(i, k) & 1)) {
+                    atomicMax(col_key(col0 + thread.col(k)), mining_key(s, row0 + thread.row(i)));
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ void tile(TileAcc& acc, uint32_t row0, uint32_t col0, RowBest& best) const {
+        // Early, behind the maxima; older values only let more pass.
+        uint64_t before[kJoinedCols];
+#pragma unroll
+        for (int h = 0; h < kJoinedCols; ++h) {
+            const uint32_t col = col0 + thread.joined_col(h);
+            before[h] = col < p.m && p.col_parts != nullptr ? load_relaxed(col_key(col)) : ~uint64_t(0);
+        }
+        scale_tile(acc, thread, p.inv_x, p.inv_y, row0, col0, p.n, p.m);
+        TileBits bits = ~TileBits(0);
+        bool neg_inf = true;
+        const bool all = p.select == kSelectNegatives && p.row_groups == nullptr && !on_diagonal(row0, col0) &&
+                         row0 + kTile <= p.n && col0 + kTileCols <= p.m;
+        if (!all) {
+            if (on_diagonal(row0, col0) && p.pos != nullptr) write_pairs(p, thread, acc, row0, col0);
+            if (p.row_parts == nullptr) return;
+            bits = mining_candidates(p, thread, row0, col0);
+            neg_inf = mask(acc, bits);
+        }
+        float rows[kThreadRows];
+        float cols[kThreadCols];
+        maxima(acc, rows, cols);
+        update_rows(acc, bits, rows[0], neg_inf, col0, best);
+        update_cols(acc, bits, cols, before, neg_inf, row0, col0);
+    }
+
+    __device__ __forceinline__ void leave_rows(uint32_t row0, const RowBest& best) const {
+        const uint32_t row = row0 + thread.joined_row(0);
+        if ((thread.lane() & 2) == 0 && best.index >= 0) atomicMax(row_key(row), mining_key(best.value, uint32_t(best.index)));
+    }
+
+    static __device__ __forceinline__ uint64_t load_relaxed(const unsigned long long* key) {
+        unsigned long long v;
+        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(key) : "memory");
+        return v;
+    }
+};
+
+// Values and indices of all lines of the block's tiles, raised in the keys at row_parts and col_parts, which are 0 before. Null
+// with kSelectPair: only the similarities of the pairs are wanted.
+template <typename Sweep>
+__device__ __forceinline__ void mine_keys(const MineParams& p, Sweep& sweep, const TileRect& rect) {
+    RowBest best{neg_infinity(), -1};
+    sweep.template run<false>([&](TileAcc& acc, uint32_t r, uint32_t c, char*) {
+        const KeyMiner miner(p);
+        miner.tile(acc, r * kTile, c * kTileCols, best);
+        if (c + 1 == rect.c_end) {
+            miner.leave_rows(r * kTile, best);
+            best = {neg_infinity(), -1};
+        }
+    });
+}

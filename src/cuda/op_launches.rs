@@ -1,0 +1,432 @@
+//! The launches of every operation, as it will enqueue them, with what each reads, writes and computes. Bytes are those that
+//! are touched at least once; tests hold them against what an emulator counts.
+
+use super::cosine_matrix::cosine_matrix_workspace_bytes;
+use super::descriptor::{RawBatch, RawMat};
+use super::gather;
+use super::goal::THREADS;
+use super::goal_params::stats_of;
+use super::goal_plan::{TICKETS, blocks, goal_step_workspace_bytes};
+use super::mine::mine_workspace_bytes;
+use super::op_plan::{Arithmetic, Floor, Plan, PlannedLaunch};
+use super::plan::{PlanDevice, Splits, SweepKernel, SweepPlan, SweepShape, TILE, TILE_BLOCK, TILE_SHARED_BYTES, tiles};
+use super::prepare::{BLOCK, Prepare, Wants, by_dtype};
+use super::ranks::ranks_workspace_bytes;
+use super::row_norms::gradient_kernel;
+use super::sweep::Stats;
+use super::top_k::{MERGE_BLOCK as SELECT_BLOCK, mine_top_k_workspace_bytes, places};
+use super::top_k_params::{ENTRY_BYTES, PLANES, parts};
+use super::weighted_grad::{INVERT_THREADS, weighted_grad_workspace_bytes};
+use super::workspace::Layout;
+use crate::check;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::objective::Objective;
+use crate::options::Normalization;
+use crate::top_k::TopKOptions;
+
+/// Threads of a block of `mine_merge`.
+const MERGE_BLOCK: u32 = 256;
+/// Addresses of inputs: any that is aligned.
+const SOMEWHERE: u64 = 256;
+
+const MINE: [&str; 3] = ["mine_f32", "mine_f16", "mine_bf16"];
+const MINE_STATS: [&str; 3] = ["mine_stats_f32", "mine_stats_f16", "mine_stats_bf16"];
+
+/// Extents and type of the inputs, and the device.
+#[derive(Clone, Copy)]
+pub(super) struct Inputs {
+    pub op: &'static str,
+    pub batch: usize,
+    pub n: usize,
+    pub m: usize,
+    pub d: usize,
+    pub dtype: DType,
+    pub device: PlanDevice,
+}
+
+impl Inputs {
+    pub(super) fn new(op: &'static str, [n, m, d]: [usize; 3], dtype: DType, device: PlanDevice) -> Result<Self> {
+        let inputs = Self { op, batch: 1, n, m, d, dtype, device };
+        inputs.matrix(n).check(op, "x")?;
+        inputs.matrix(m).check(op, "y")?;
+        if d == 0 {
+            return Err(Error::EmptyDim { op, arg: "x" });
+        }
+        Ok(inputs)
+    }
+
+    pub(super) fn matrix(&self, rows: usize) -> RawMat {
+        RawMat::new(SOMEWHERE, rows, self.d, self.dtype)
+    }
+
+    pub(super) fn prepare(&self, wants: Wants) -> Result<Prepare> {
+        let matrix = |rows: usize| RawBatch {
+            batch: self.batch,
+            batch_stride: rows * self.d,
+            ..RawBatch::from(self.matrix(rows))
+        };
+        let mut layout = Layout::new(self.op);
+        Prepare::plan(&mut layout, self.op, [&matrix(self.n), &matrix(self.m)], Normalization::L2, &wants)
+    }
+
+    pub(super) const fn size(&self) -> f64 {
+        self.dtype.size() as f64
+    }
+
+    pub(super) fn lines(&self) -> f64 {
+        (self.n + self.m) as f64
+    }
+
+    /// Bytes of so many rows.
+    pub(super) fn rows(&self, rows: f64) -> f64 {
+        rows * self.d as f64 * self.size()
+    }
+
+    /// Bytes of both inputs.
+    pub(super) fn operands(&self) -> f64 {
+        self.batch as f64 * self.rows(self.lines())
+    }
+
+    pub(super) fn shape(&self) -> SweepShape {
+        SweepShape { batch: self.batch, n: self.n, m: self.m, d: self.d, dtype: self.dtype }
+    }
+
+    pub(super) const fn arithmetic(&self) -> Arithmetic {
+        match self.dtype {
+            DType::F16 | DType::Bf16 => Arithmetic::Tensor,
+            DType::F32 | DType::F64 => Arithmetic::MultiplyAdd,
+        }
+    }
+
+    /// Operations of the products of so many tiles, which are made whole and in steps of 128 bytes.
+    pub(super) fn of_tiles(&self, tiles: f64, rows: usize, cols: usize) -> f64 {
+        let depth = (self.d * self.dtype.size()).next_multiple_of(128) / self.dtype.size();
+        2.0 * tiles * (rows * cols) as f64 * depth as f64
+    }
+
+    /// Operations of one product of all rows with all rows.
+    pub(super) fn product(&self) -> f64 {
+        2.0 * self.batch as f64 * self.n as f64 * self.m as f64 * self.d as f64
+    }
+
+    /// A kernel that neither sweeps nor multiplies.
+    pub(super) fn simple(
+        &self,
+        kernel: &'static str,
+        grid: (u32, u32, u32),
+        block: u32,
+        [read, written]: [f64; 2],
+    ) -> PlannedLaunch {
+        let arithmetic = self.arithmetic();
+        PlannedLaunch {
+            kernel,
+            grid,
+            block,
+            shared_bytes: 0,
+            sweep: None,
+            operations: 0.0,
+            arithmetic,
+            read,
+            written,
+            again: 0.0,
+        }
+    }
+
+    pub(super) fn prepared(&self, launches: &mut Vec<PlannedLaunch>, prepare: &Prepare) {
+        if let Some((blocks, read, written)) = prepare.traffic() {
+            let kernel = by_dtype(self.dtype, ["prepare_f32", "prepare_f16", "prepare_bf16"]);
+            launches.push(self.simple(kernel, (blocks, 1, 1), BLOCK, [read, written]));
+        }
+    }
+
+    /// A sweep that reads both operands and the factors of their rows, if there are any.
+    pub(super) fn sweep(
+        &self,
+        kernel: &'static str,
+        plan: SweepPlan,
+        scaled: bool,
+        [read, written]: [f64; 2],
+    ) -> PlannedLaunch {
+        let shape = &plan.shape;
+        let lines = shape.batch as f64 * (shape.n + shape.m) as f64;
+        let factors = if scaled { 4.0 * lines } else { 0.0 };
+        // The second block of a cluster may have no rows, and makes its tile all the same.
+        let rows = shape.n.div_ceil(plan.tile_rows * plan.cluster) * plan.cluster;
+        let tiles = shape.batch as f64 * rows as f64 * shape.m.div_ceil(plan.tile_cols) as f64;
+        PlannedLaunch {
+            shared_bytes: plan.shared_bytes,
+            sweep: Some(plan),
+            operations: self.of_tiles(tiles, plan.tile_rows, plan.tile_cols),
+            ..self.simple(kernel, plan.grid, plan.threads, [self.rows(lines) + factors + read, written])
+        }
+    }
+
+    /// The sweep over the tiles with the pairs alone.
+    pub(super) fn pairs(&self, scaled: bool, written: f64) -> PlannedLaunch {
+        let grid = (tiles(self.n.max(self.m)) as u32, 1, 1);
+        let lines = 2.0 * self.n.min(self.m) as f64;
+        let factors = if scaled { 4.0 * lines } else { 0.0 };
+        PlannedLaunch {
+            shared_bytes: TILE_SHARED_BYTES,
+            operations: self.of_tiles(tiles(self.n.min(self.m)) as f64, TILE, TILE),
+            ..self.simple(by_dtype(self.dtype, MINE), grid, TILE_BLOCK, [self.rows(lines) + factors, written])
+        }
+    }
+
+    /// Bytes of partial results of `words` words.
+    fn partial(&self, splits: Splits, words: usize) -> f64 {
+        4.0 * words as f64 * (self.n as f64 * splits.cols as f64 + self.m as f64 * splits.rows as f64)
+    }
+
+    /// `mine_merge`: from `words` words per split to as many bytes per line.
+    fn merge(&self, splits: Splits, words: usize, bytes: f64) -> PlannedLaunch {
+        let blocks = (self.n + self.m).div_ceil(MERGE_BLOCK as usize) as u32;
+        let traffic = [self.partial(splits, words), bytes * self.lines()];
+        self.simple("mine_merge", (blocks, 1, 1), MERGE_BLOCK, traffic)
+    }
+
+    pub(super) fn plan(self, launches: Vec<PlannedLaunch>, workspace_bytes: usize, floor: Floor) -> Plan {
+        let Self { op, batch, n, m, d, dtype, device } = self;
+        Plan { op, batch, n, m, d, dtype, device, launches, workspace_bytes, floor }
+    }
+
+    /// The least for `products` products in 16 bits, `exact` in f32, and so many bytes of results.
+    pub(super) fn floor(
+        &self,
+        [products, exact]: [f64; 2],
+        [why, why_exact]: [&'static str; 2],
+        results: f64,
+        launches: u32,
+    ) -> Floor {
+        let wide = self.arithmetic() == Arithmetic::MultiplyAdd;
+        let (products, why) = if wide { (exact, why_exact) } else { (products, why) };
+        Floor { operations: products * self.product(), why, bytes: self.operands() + results, launches }
+    }
+}
+
+const ONE: [f64; 2] = [1.0, 3.0];
+const SCREENED: [f64; 2] = [1.0, 1.05];
+const WHY_MATRIX: [&str; 2] = ["one product", "one product of f32 as three of bf16"];
+const WHY_MINED: [&str; 2] =
+    ["one product", "a product of bf16 that tells who comes into question, and those again in f32"];
+
+impl Plan {
+    /// Of [`cosine_matrix`](super::cosine_matrix()) of `batch` matrices, into `out`.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::EmptyDim`], [`Error::UnsupportedDType`].
+    pub fn cosine_matrix(
+        batch: usize,
+        n: usize,
+        m: usize,
+        d: usize,
+        dtype: DType,
+        out: DType,
+        device: PlanDevice,
+    ) -> Result<Self> {
+        let op = "cosine_matrix";
+        let inputs = Inputs { batch, ..Inputs::new(op, [n, m, d], dtype, device)? };
+        RawMat::new(SOMEWHERE, n, m, out).check(op, "out")?;
+        let workspace = cosine_matrix_workspace_bytes(batch, n, m, d, dtype, Normalization::L2)?;
+        let prepare = inputs.prepare(Wants::default())?;
+        let results = batch as f64 * n as f64 * m as f64 * out.size() as f64;
+        let mut launches = Vec::new();
+        if results > 0.0 {
+            inputs.prepared(&mut launches, &prepare);
+            let sweep = SweepPlan::new(SweepKernel::CosineMatrix, inputs.shape(), device);
+            let kernel = by_dtype(dtype, ["cosine_matrix_f32", "cosine_matrix_f16", "cosine_matrix_bf16"]);
+            launches.push(inputs.sweep(kernel, sweep, prepare.scaled(), [0.0, results]));
+        }
+        let floor = inputs.floor(ONE, WHY_MATRIX, results, 2);
+        Ok(inputs.plan(launches, workspace, floor))
+    }
+
+    /// Of [`mine`](super::mine()), values and indices of rows and columns.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::EmptyDim`], [`Error::UnsupportedDType`].
+    pub fn mine(n: usize, m: usize, d: usize, dtype: DType, device: PlanDevice) -> Result<Self> {
+        let inputs = Inputs::new("mine", [n, m, d], dtype, device)?;
+        let workspace = mine_workspace_bytes(n, m, d, dtype, Normalization::L2, false)?;
+        let prepare = inputs.prepare(Wants::default())?;
+        let mut launches = Vec::new();
+        if n + m > 0 {
+            inputs.prepared(&mut launches, &prepare);
+            let sweep = SweepPlan::new(SweepKernel::Mine, inputs.shape(), device);
+            let words = Stats::None.planes();
+            let written = inputs.partial(sweep.splits, words);
+            launches.push(inputs.sweep(by_dtype(dtype, MINE), sweep, prepare.scaled(), [0.0, written]));
+            launches.push(inputs.merge(sweep.splits, words, 8.0));
+        }
+        let floor = inputs.floor(SCREENED, WHY_MINED, 8.0 * inputs.lines(), 2);
+        Ok(inputs.plan(launches, workspace, floor))
+    }
+
+    /// Of [`mine_top_k`](super::mine_top_k()) without a memory bank. Of `options` `k`, `skip` and the pick matter.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::EmptyDim`], [`Error::UnsupportedDType`], [`Error::InvalidOption`].
+    pub fn mine_top_k(
+        n: usize,
+        m: usize,
+        d: usize,
+        dtype: DType,
+        options: &TopKOptions<'_>,
+        device: PlanDevice,
+    ) -> Result<Self> {
+        let op = "mine_top_k";
+        let inputs = Inputs::new(op, [n, m, d], dtype, device)?;
+        check::top_k_counts(op, options)?;
+        let options = &TopKOptions { groups: None, normalization: Normalization::L2, ..*options };
+        let workspace = mine_top_k_workspace_bytes(n, m, None, d, dtype, options)?;
+        let prepare = inputs.prepare(Wants::default())?;
+        let scaled = prepare.scaled();
+        let kept = [n, m].map(|candidates| {
+            let (skip, keep) = places(options, candidates);
+            skip + keep
+        });
+        let splits = Splits { rows: parts(n, kept[0], 1), cols: parts(m, kept[1], 1) };
+        // A list and a state for every anchor and part of its candidates.
+        let list = |anchors: usize, slots: usize, places: usize| {
+            (anchors * slots) as f64 * (places * ENTRY_BYTES + PLANES * 4) as f64
+        };
+        let lists = list(n, splits.cols, kept[1]) + list(m, splits.rows, kept[0]);
+        let pairs = 4.0 * n.min(m) as f64;
+        let results = (8.0 * options.k as f64 + 4.0) * inputs.lines() + pairs;
+        let mut launches = Vec::new();
+        if n + m > 0 {
+            let alone = Splits { rows: 1, cols: 1 };
+            let words = Stats::None.planes();
+            inputs.prepared(&mut launches, &prepare);
+            launches.push(inputs.pairs(scaled, inputs.partial(alone, words) + pairs));
+            launches.push(inputs.merge(alone, words, 8.0));
+            let sweep = SweepPlan::new(SweepKernel::TopK, inputs.shape(), device).with_splits(splits);
+            let kernel = by_dtype(dtype, ["mine_top_k_f32", "mine_top_k_f16", "mine_top_k_bf16"]);
+            launches.push(inputs.sweep(kernel, sweep, scaled, [pairs, lists]));
+            let merged = [splits.cols * kept[1], splits.rows * kept[0]].map(usize::next_power_of_two);
+            let merge =
+                inputs.simple("mine_top_k_merge", ((n + m) as u32, 1, 1), SELECT_BLOCK, [lists, results - pairs]);
+            let shared_bytes = (merged[0].max(merged[1]) * ENTRY_BYTES) as u32;
+            launches.push(PlannedLaunch { shared_bytes, ..merge });
+        }
+        let floor = inputs.floor(SCREENED, WHY_MINED, results, 3);
+        Ok(inputs.plan(launches, workspace, floor))
+    }
+
+    /// Of [`ranks`](super::ranks()), with groups or without.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::EmptyDim`], [`Error::UnsupportedDType`].
+    pub fn ranks(n: usize, m: usize, d: usize, dtype: DType, grouped: bool, device: PlanDevice) -> Result<Self> {
+        let inputs = Inputs::new("ranks", [n, m, d], dtype, device)?;
+        let workspace = ranks_workspace_bytes(n, m, d, dtype, Normalization::L2, grouped)?;
+        let prepare = inputs.prepare(Wants::default())?;
+        let (scaled, words) = (prepare.scaled(), Stats::None.planes());
+        let groups = if grouped { 8.0 * inputs.lines() } else { 0.0 };
+        let mut launches = Vec::new();
+        if n + m > 0 {
+            inputs.prepared(&mut launches, &prepare);
+            let positives = if grouped {
+                let sweep = SweepPlan::new(SweepKernel::Mine, inputs.shape(), device);
+                let written = inputs.partial(sweep.splits, words);
+                launches.push(inputs.sweep(by_dtype(dtype, MINE), sweep, scaled, [groups, written]));
+                sweep.splits
+            } else {
+                let alone = Splits { rows: 1, cols: 1 };
+                launches.push(inputs.pairs(scaled, inputs.partial(alone, words)));
+                alone
+            };
+            launches.push(inputs.merge(positives, words, 12.0));
+        }
+        if n > 0 && m > 0 {
+            let sweep = SweepPlan::new(SweepKernel::Ranks, inputs.shape(), device);
+            let kernel = by_dtype(dtype, ["ranks_f32", "ranks_f16", "ranks_bf16"]);
+            // Score, index and rank so far of every query.
+            let read = groups + 12.0 * inputs.lines();
+            launches.push(inputs.sweep(kernel, sweep, scaled, [read, 4.0 * inputs.lines()]));
+        }
+        let floor = inputs.floor(SCREENED, WHY_MINED, 4.0 * inputs.lines() + groups, 3);
+        Ok(inputs.plan(launches, workspace, floor))
+    }
+
+    /// Of [`goal_step`](super::goal_step()) for `n` pairs, with gradients of type `gradient`.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::EmptyDim`], [`Error::UnsupportedDType`].
+    pub fn goal_step(
+        n: usize,
+        d: usize,
+        dtype: DType,
+        gradient: DType,
+        objective: &Objective,
+        device: PlanDevice,
+    ) -> Result<Self> {
+        let op = "goal_step";
+        let inputs = Inputs::new(op, [n, n, d], dtype, device)?;
+        let kernel = gradient_kernel(op, "dx", dtype, gradient, &gather::KERNELS)?;
+        let workspace = goal_step_workspace_bytes(n, d, dtype, objective, Normalization::L2, false)?;
+        let pmin = objective.pair().eps().is_some();
+        let wants = Wants { row_facts: true, norms: true, pmin, zeroed: TICKETS, any_layout: false };
+        let prepare = inputs.prepare(wants)?;
+        let (stats, rows) = (stats_of(objective, false), n as f64);
+        let mut launches = Vec::new();
+        inputs.prepared(&mut launches, &prepare);
+        let sweep = SweepPlan::new(SweepKernel::Mine, inputs.shape(), device);
+        let partial = inputs.partial(sweep.splits, stats.planes());
+        if n > 0 {
+            let name = by_dtype(dtype, if stats == Stats::None { MINE } else { MINE_STATS });
+            // The pairs' similarities too.
+            launches.push(inputs.sweep(name, sweep, prepare.scaled(), [0.0, partial + 4.0 * rows]));
+        }
+        // The pairs, facts of the rows, and what the inverse index is sorted from; coefficients and the index.
+        let finalize = [partial + 40.0 * rows, 51.0 * rows];
+        launches.push(inputs.simple("goal_finalize", (blocks(n) as u32, 2, 1), THREADS, finalize));
+        let results = inputs.lines() * d as f64 * gradient.size() as f64;
+        if n > 0 {
+            let read = inputs.operands() + 56.0 * rows;
+            launches.push(inputs.simple(kernel, (2 * n as u32, 1, 1), gather::threads(d), [read, results]));
+        }
+        let floor = inputs.floor(SCREENED, WHY_MINED, results, 3);
+        Ok(inputs.plan(launches, workspace, floor))
+    }
+
+    /// Of [`weighted_grad`](super::weighted_grad()) with `triples` triples and gradients of type `gradient`.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::EmptyDim`], [`Error::UnsupportedDType`].
+    pub fn weighted_grad(
+        n: usize,
+        m: usize,
+        d: usize,
+        dtype: DType,
+        gradient: DType,
+        triples: usize,
+        device: PlanDevice,
+    ) -> Result<Self> {
+        let op = "weighted_grad";
+        let inputs = Inputs::new(op, [n, m, d], dtype, device)?;
+        let kernel = gradient_kernel(op, "dx", dtype, gradient, &gather::KERNELS)?;
+        let workspace = weighted_grad_workspace_bytes(n, m, d, dtype, triples, Normalization::L2)?;
+        let prepare = inputs.prepare(Wants { norms: true, ..Wants::default() })?;
+        let (count, lines) = (triples as f64, inputs.lines());
+        let mut launches = Vec::new();
+        inputs.prepared(&mut launches, &prepare);
+        // Of both sides target, list, a spare list and offsets; from rows and columns of the triples.
+        let invert = [8.0 * count, 24.0 * count + 4.0 * lines];
+        launches.push(inputs.simple("weighted_grad_invert", (2, 1, 1), INVERT_THREADS, invert));
+        let results = lines * d as f64 * gradient.size() as f64;
+        if n + m > 0 {
+            // Norms and offsets per line; both lists, rows, columns and weights of the triples.
+            let read = inputs.operands() + 12.0 * lines + 20.0 * count;
+            launches.push(inputs.simple(kernel, ((n + m) as u32, 1, 1), gather::threads(d), [read, results]));
+        }
+        let floor = Floor {
+            operations: 0.0,
+            why: "no product: a multiply-add for every triple and feature",
+            bytes: inputs.operands() + 12.0 * count + results,
+            launches: 2,
+        };
+        Ok(inputs.plan(launches, workspace, floor))
+    }
+}
