@@ -9,8 +9,10 @@ mod cases;
 use std::collections::HashMap;
 
 use cases::{CONFIGURATIONS, Case, Op};
-use simgrad::DType;
-use simgrad::cuda::{PLANNED_MULTIPROCESSORS, PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape, TilePlace};
+use simgrad::cuda::{
+    Ceilings, PLANNED_MULTIPROCESSORS, Plan, PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape, TilePlace,
+};
+use simgrad::{DType, Error};
 
 const SCHEMES: [Scheme; 3] = [Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall];
 const SHAPES: [(usize, usize); 14] = [
@@ -163,4 +165,184 @@ fn small_batches_take_the_small_tiles_and_nothing_takes_what_its_device_lacks() 
     let small = SweepPlan::of_scheme(Scheme::GroupMmaSmall, SweepKernel::Mine, shape(1024, 1024), PlanDevice::H200);
     assert_eq!(small.grid, (16, 8, 1));
     assert!(blocks(&small).all(|(x, y)| small.block_tiles(x, y).count() == 1));
+}
+
+/// Bytes of both operands.
+fn operands(case: &Case) -> f64 {
+    (case.batch * (case.n + case.m) * case.d * case.dtype.size()) as f64
+}
+
+fn pairs(case: &Case) -> f64 {
+    case.batch as f64 * case.n as f64 * case.m as f64
+}
+
+/// The plans of the sixteen configurations, with their numbers.
+fn benchmarks() -> impl Iterator<Item = (u32, &'static Case, Plan)> {
+    CONFIGURATIONS.iter().map(|c| (c.number, &c.case, c.case.plan(PlanDevice::H200).expect("a plan")))
+}
+
+/// Every sweep of a plan in every scheme, as it would be if its kernel had it.
+fn in_every_scheme(plan: &Plan) -> impl Iterator<Item = SweepPlan> {
+    let mut sweeps: Vec<SweepPlan> = plan.launches.iter().filter_map(|launch| launch.sweep).collect();
+    // Waves are alike.
+    sweeps.dedup();
+    let schemes = if plan.dtype == DType::F32 { &SCHEMES[..1] } else { &SCHEMES[..] };
+    sweeps.into_iter().flat_map(move |sweep| {
+        schemes.iter().map(move |&scheme| SweepPlan::of_scheme(scheme, sweep.kernel, sweep.shape, sweep.device))
+    })
+}
+
+#[test]
+fn benchmark_shapes_touch_their_operands_as_often_as_they_have_passes() {
+    for (number, case, plan) in benchmarks() {
+        let totals = plan.totals();
+        let floor = match case.op {
+            // Normalising reads and writes the operands, a sweep reads them again; f16 stays where it is.
+            Op::CosineMatrix => {
+                let passes = if case.dtype == DType::F16 { 2.0 } else { 3.0 };
+                passes * operands(case) + 4.0 * pairs(case)
+            }
+            Op::Mine => 3.0 * operands(case) + 0.05 * pairs(case),
+            Op::Ranks => 3.0 * operands(case) + 0.05 * pairs(case),
+            _ => continue,
+        };
+        assert!(totals.bytes <= 1.10 * floor, "{number}: {} bytes, the floor is {floor}", totals.bytes);
+    }
+}
+
+/// What the sweeps of the benchmark shapes read of device memory through an L2 of 60 MB, in operands, where that is more
+/// than once: number, scheme, and the times of today's order. Nobody waits for it, as products take longer.
+const READ_AGAIN: [(u32, Scheme, f64); 7] = [
+    (2, Scheme::WarpMma, 1.72),
+    (5, Scheme::WarpMma, 16.5),
+    (5, Scheme::GroupMma, 16.5),
+    (6, Scheme::WarpMma, 16.53),
+    (10, Scheme::GroupMmaSmall, 1.03),
+    (11, Scheme::WarpMma, 32.5),
+    (11, Scheme::GroupMma, 43.7),
+];
+
+#[test]
+fn benchmark_shapes_read_their_operands_once_or_it_is_known_how_often() {
+    for (number, case, plan) in benchmarks() {
+        for sweep in in_every_scheme(&plan) {
+            // Small tiles are for small batches.
+            if sweep.scheme == Scheme::GroupMmaSmall && case.n > 1024 {
+                continue;
+            }
+            let SweepShape { batch, n, m, d, dtype } = sweep.shape;
+            let once = (batch * (n + m) * d * dtype.size()) as f64;
+            let read = sweep.operand_traffic(60_000_000).expect("few enough tiles") as f64;
+            let times = read / once;
+            let known = READ_AGAIN.iter().find(|&&(of, scheme, _)| (of, scheme) == (number, sweep.scheme));
+            // A wave has few rows, so its sweep reads the columns at most once for each round of blocks.
+            let wave = sweep.kernel == SweepKernel::PairwiseWeights;
+            let most = if wave { f64::from(u8::from(known.is_some()) + 1) } else { known.map_or(1.0, |k| k.2) };
+            assert!((1.0..=1.001 * most).contains(&times), "{number}: {:?} reads {times} times", sweep.scheme);
+            if wave || most == 1.0 {
+                continue;
+            }
+            // It comes at the ceiling of memory in less than half the time that the product takes at its own.
+            let rate = if dtype == DType::F32 { Ceilings::H200.multiply_add } else { Ceilings::H200.tensor };
+            let product = 2.0 * batch as f64 * n as f64 * m as f64 * d as f64;
+            assert!(read / Ceilings::H200.bandwidth < 0.5 * product / rate, "{number}: memory is the bound");
+            // And bands of rows would do away with most of it.
+            if sweep.kernel != SweepKernel::CosineMatrix {
+                let banded = SweepPlan { band: sweep.band_for_l2(), ..sweep };
+                let read = banded.operand_traffic(60_000_000).expect("few enough tiles") as f64;
+                let passes = (n as f64 * (d * dtype.size()) as f64 / 36e6).ceil();
+                assert!(read <= (passes + 1.0) * once, "{number}: {read} bytes in bands of {}", banded.band);
+                covers_few(&banded);
+            }
+        }
+    }
+}
+
+/// As [`covers`], for the same division on a matrix that is quickly followed.
+fn covers_few(plan: &SweepPlan) {
+    let plan =
+        SweepPlan::of_scheme(plan.scheme, plan.kernel, SweepShape { n: 9000, m: 5000, ..plan.shape }, plan.device);
+    covers(&SweepPlan { band: 3, ..plan });
+}
+
+/// Bytes per pair that the waves of a benchmark read and write, with what L2 does not hold: above 6.5 where a wave of
+/// [`PAIRWISE_WAVE_BYTES`](simgrad::cuda::PAIRWISE_WAVE_BYTES) has so few rows that the columns' sums, which every wave reads
+/// and writes, and the columns themselves weigh.
+const WAVES: [(u32, f64); 4] = [(9, 6.1), (10, 6.7), (11, 7.8), (12, 6.7)];
+
+#[test]
+fn waves_of_the_benchmark_shapes_move_few_bytes_per_pair() {
+    let mut seen = 0;
+    for (number, case, plan) in benchmarks() {
+        if !matches!(case.op, Op::InfoNce | Op::SigLip) {
+            continue;
+        }
+        let of_waves = |kernel: &str| kernel.starts_with("pairwise_weights") || kernel.starts_with("pairwise_grad");
+        let waves = plan.launches.iter().filter(|launch| of_waves(launch.kernel));
+        let bytes: f64 = waves.map(|l| l.read + l.written + l.read_again().expect("few enough tiles")).sum();
+        let most = WAVES.iter().find(|(of, _)| *of == number).expect("a bound").1;
+        let per_pair = bytes / pairs(case);
+        assert!((6.0..=most).contains(&per_pair), "{number}: {per_pair} bytes per pair");
+        seen += 1;
+    }
+    assert_eq!(seen, WAVES.len());
+}
+
+/// Benchmark shapes of which a scheme leaves more than 7 % of the device idle, with what it keeps busy. 14 has fewer tiles
+/// than there are multiprocessors, 15 no even division.
+const IDLE: [(u32, Scheme, f64); 3] =
+    [(15, Scheme::WarpMma, 0.76), (15, Scheme::GroupMma, 0.928), (15, Scheme::GroupMmaSmall, 0.789)];
+
+#[test]
+fn benchmark_shapes_keep_132_multiprocessors_busy_or_it_is_known_how_many() {
+    for (number, case, plan) in benchmarks() {
+        for sweep in in_every_scheme(&plan) {
+            let busy = sweep.tail_efficiency(132);
+            if case.op == Op::Goal {
+                // One tile per block: as many blocks as there are tiles.
+                let tiles = sweep.shape.n.div_ceil(sweep.tile_rows) * sweep.shape.m.div_ceil(sweep.tile_cols);
+                let small = sweep.scheme == Scheme::GroupMmaSmall;
+                assert!(!small || (busy - tiles as f64 / 132.0).abs() < 1e-9, "{number}: {busy}");
+                continue;
+            }
+            let least = IDLE.iter().find(|&&(of, scheme, _)| (of, scheme) == (number, sweep.scheme));
+            let least = least.map_or(0.93, |known| known.2);
+            assert!(busy >= least, "{number}: {:?} keeps {busy} of the device busy", sweep.scheme);
+        }
+    }
+    let small = shape(1024, 1024);
+    let small = SweepPlan::of_scheme(Scheme::GroupMmaSmall, SweepKernel::Mine, small, PlanDevice::H200);
+    assert!(small.tail_efficiency(132) >= 0.93);
+}
+
+#[test]
+fn a_goal_step_has_few_launches() {
+    for n in [1, 2, 128, 512, 1024, 1025, 5000, 65_536] {
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            let plan = Case::new(Op::Goal, n, n, 1024, dtype).plan(PlanDevice::H200).expect("a plan");
+            assert!(plan.launches.len() <= 4, "{n}: {} launches", plan.launches.len());
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_planned_is_refused() {
+    let plan = |n, d, dtype| Case::new(Op::Mine, n, 5, d, dtype).plan(PlanDevice::H200);
+    assert!(matches!(plan(5, 0, DType::F32), Err(Error::EmptyDim { op: "mine", arg: "x" })));
+    assert!(matches!(plan(5, 3, DType::F64), Err(Error::UnsupportedDType { op: "mine", arg: "x", .. })));
+    assert!(matches!(plan(1 << 31, 3, DType::F32), Err(Error::TooLarge { op: "mine", arg: "x", .. })));
+    // Nothing to do is no error.
+    let empty = Case::new(Op::Mine, 0, 0, 3, DType::F32).plan(PlanDevice::H200).expect("a plan");
+    assert!(empty.launches.is_empty() && empty.explain().contains("0 launches"));
+    assert_eq!(empty.seconds_at(&Ceilings::H200), 0.0);
+}
+
+#[test]
+fn the_largest_extents_have_plans_that_can_be_explained() {
+    let most = i32::MAX as usize;
+    for op in [Op::Mine, Op::Ranks, Op::CosineMatrix, Op::SemiHard] {
+        let plan = Case::new(op, most / 2, most / 2, 1024, DType::Bf16).plan(PlanDevice::H200).expect("a plan");
+        assert!(plan.totals().modelled_bytes.is_none());
+        assert!(plan.explain().contains("16 x 16") || op == Op::CosineMatrix);
+    }
 }

@@ -40,6 +40,15 @@ impl Op {
         ("ranks", Self::Ranks),
     ];
 
+    /// Products of `n m d` in the least implementation.
+    pub fn products(self) -> f64 {
+        match self {
+            Self::CosineMatrix | Self::Mine | Self::SemiHard | Self::Lse | Self::Goal | Self::Ranks => 1.0,
+            Self::InfoNce | Self::SigLip => 3.0,
+            Self::WeightedGrad => 0.0,
+        }
+    }
+
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(_, op)| *op == self).map_or("", |(name, _)| name)

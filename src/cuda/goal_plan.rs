@@ -23,8 +23,8 @@ pub(crate) const ANCHORS: usize = 32;
 /// Words that the blocks count in; `kGoalTickets` there.
 pub(crate) const TICKETS: usize = 3;
 /// The word at which keys begin behind them, if there are any: a multiple of their size.
-const KEYS: usize = 4;
-const _: () = assert!(KEYS >= TICKETS && KEYS * size_of::<u32>() % size_of::<u64>() == 0);
+pub(super) const KEYS: usize = 4;
+const _: () = assert!(KEYS >= TICKETS && (KEYS * size_of::<u32>()).is_multiple_of(size_of::<u64>()));
 
 /// Group ids in device memory, i64; see [`Groups`](crate::Groups).
 #[derive(Clone, Copy, Debug)]

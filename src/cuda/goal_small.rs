@@ -21,7 +21,7 @@ pub(crate) const THREADS: usize = 256;
 const BLOCKS: usize = 256;
 const WARP: usize = 32;
 
-const KERNELS: GradientKernels = GradientKernels {
+pub(super) const KERNELS: GradientKernels = GradientKernels {
     f32: "goal_small_f32_f32",
     f16: ["goal_small_f16_f16", "goal_small_f16_f32"],
     bf16: ["goal_small_bf16_bf16", "goal_small_bf16_f32"],
@@ -78,6 +78,10 @@ impl Deal {
         let report_blocks = (2 * n.div_ceil(ANCHORS)).div_ceil(warps).max(1);
         Self { pairs, row_warps, warps, report_blocks, row_blocks: n.div_ceil(pairs) }
     }
+
+    const fn launch(&self) -> ((u32, u32, u32), u32) {
+        (((self.report_blocks + self.row_blocks) as u32, 1, 1), (self.warps * WARP) as u32)
+    }
 }
 
 /// Enqueues the kernel: what `goal` and `gather` describe as two kernels.
@@ -102,9 +106,14 @@ pub(super) unsafe fn launch_end(
         report_blocks: deal.report_blocks as u32,
         pad_: 0,
     };
-    let grid = ((deal.report_blocks + deal.row_blocks) as u32, 1, 1);
+    let (grid, block) = deal.launch();
     // SAFETY: by the caller's promise.
-    unsafe { launch(kernels, stream, name, grid, (deal.warps * WARP) as u32, 0, &params) }
+    unsafe { launch(kernels, stream, name, grid, block, 0, &params) }
+}
+
+/// Blocks, and threads of a block, for `n` pairs of `d` columns.
+pub(super) fn launch_shape(n: usize, d: usize) -> ((u32, u32, u32), u32) {
+    Deal::new(n, d).launch()
 }
 
 #[cfg(test)]

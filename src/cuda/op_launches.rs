@@ -6,14 +6,15 @@ use super::descriptor::{RawBatch, RawMat};
 use super::gather;
 use super::goal::THREADS;
 use super::goal_params::stats_of;
-use super::goal_plan::{TICKETS, blocks, goal_step_workspace_bytes};
+use super::goal_plan::{KEYS, TICKETS, blocks, goal_step_workspace_bytes};
+use super::goal_small;
 use super::mine::mine_workspace_bytes;
 use super::op_plan::{Arithmetic, Floor, Plan, PlannedLaunch};
-use super::plan::{PlanDevice, Splits, SweepKernel, SweepPlan, SweepShape, TILE, TILE_BLOCK, TILE_SHARED_BYTES, tiles};
+use super::plan::{PlanDevice, Scheme, Splits, SweepKernel, SweepPlan, SweepShape, TILE, tiles};
 use super::prepare::{BLOCK, Prepare, Wants, by_dtype};
 use super::ranks::ranks_workspace_bytes;
 use super::row_norms::gradient_kernel;
-use super::sweep::Stats;
+use super::sweep::{MINE, MINE_STATS, Select, Stats, collected, key_words, sweep_plan_on};
 use super::top_k::{MERGE_BLOCK as SELECT_BLOCK, mine_top_k_workspace_bytes, places};
 use super::top_k_params::{ENTRY_BYTES, PLANES, parts};
 use super::weighted_grad::{INVERT_THREADS, weighted_grad_workspace_bytes};
@@ -30,8 +31,14 @@ const MERGE_BLOCK: u32 = 256;
 /// Addresses of inputs: any that is aligned.
 const SOMEWHERE: u64 = 256;
 
-const MINE: [&str; 3] = ["mine_f32", "mine_f16", "mine_bf16"];
-const MINE_STATS: [&str; 3] = ["mine_stats_f32", "mine_stats_f16", "mine_stats_bf16"];
+/// Partial results of a sweep.
+#[derive(Clone, Copy)]
+pub(super) struct Left {
+    /// Bytes of them.
+    pub bytes: f64,
+    /// Of these, what the sweep itself reads.
+    pub read: f64,
+}
 
 /// Extents and type of the inputs, and the device.
 #[derive(Clone, Copy)]
@@ -162,28 +169,41 @@ impl Inputs {
         }
     }
 
-    /// The sweep over the tiles with the pairs alone.
-    pub(super) fn pairs(&self, scaled: bool, written: f64) -> PlannedLaunch {
-        let grid = (tiles(self.n.max(self.m)) as u32, 1, 1);
+    /// How the operation sweeps for `stats`: the plan, the kernel, and what it leaves.
+    fn mining(&self, select: Select, stats: Stats) -> (SweepPlan, &'static str, Left) {
+        let plan = sweep_plan_on(self.device, self.dtype, select, [self.n, self.m], self.d);
+        let stats = collected(&plan, stats);
+        let kernel = if stats as u32 <= Stats::None as u32 { &MINE } else { &MINE_STATS };
+        let (n, m) = (self.n as f64, self.m as f64);
+        let left = match stats {
+            // One for each row and column, read and written by everybody.
+            Stats::Keys => Left { bytes: 8.0 * (n + m), read: 8.0 * (n + m) },
+            _ => {
+                let lines = n * plan.splits.cols as f64 + m * plan.splits.rows as f64;
+                Left { bytes: 4.0 * stats.planes() as f64 * lines, read: 0.0 }
+            }
+        };
+        (plan, kernel.name(self.dtype, plan.scheme), left)
+    }
+
+    /// The sweep over the tiles with the pairs alone, which writes `more` besides, and what it leaves.
+    pub(super) fn pairs(&self, scaled: bool, more: f64) -> (PlannedLaunch, Left) {
+        let (plan, kernel, left) = self.mining(Select::Pair, Stats::None);
         let lines = 2.0 * self.n.min(self.m) as f64;
         let factors = if scaled { 4.0 * lines } else { 0.0 };
-        PlannedLaunch {
-            shared_bytes: TILE_SHARED_BYTES,
+        let traffic = [self.rows(lines) + factors + left.read, left.bytes + more];
+        let launch = PlannedLaunch {
+            shared_bytes: plan.shared_bytes,
             operations: self.of_tiles(tiles(self.n.min(self.m)) as f64, TILE, TILE),
-            ..self.simple(by_dtype(self.dtype, MINE), grid, TILE_BLOCK, [self.rows(lines) + factors, written])
-        }
+            ..self.simple(kernel, plan.grid, plan.threads, traffic)
+        };
+        (launch, left)
     }
 
-    /// Bytes of partial results of `words` words.
-    fn partial(&self, splits: Splits, words: usize) -> f64 {
-        4.0 * words as f64 * (self.n as f64 * splits.cols as f64 + self.m as f64 * splits.rows as f64)
-    }
-
-    /// `mine_merge`: from `words` words per split to as many bytes per line.
-    fn merge(&self, splits: Splits, words: usize, bytes: f64) -> PlannedLaunch {
+    /// `mine_merge`: from what a sweep has left to as many bytes per line.
+    fn merge(&self, left: Left, bytes: f64) -> PlannedLaunch {
         let blocks = (self.n + self.m).div_ceil(MERGE_BLOCK as usize) as u32;
-        let traffic = [self.partial(splits, words), bytes * self.lines()];
-        self.simple("mine_merge", (blocks, 1, 1), MERGE_BLOCK, traffic)
+        self.simple("mine_merge", (blocks, 1, 1), MERGE_BLOCK, [left.bytes, bytes * self.lines()])
     }
 
     pub(super) fn plan(self, launches: Vec<PlannedLaunch>, workspace_bytes: usize, floor: Floor) -> Plan {
@@ -249,15 +269,13 @@ impl Plan {
     pub fn mine(n: usize, m: usize, d: usize, dtype: DType, device: PlanDevice) -> Result<Self> {
         let inputs = Inputs::new("mine", [n, m, d], dtype, device)?;
         let workspace = mine_workspace_bytes(n, m, d, dtype, Normalization::L2, false)?;
-        let prepare = inputs.prepare(Wants::default())?;
+        let prepare = inputs.prepare(Wants { zeroed: key_words(n, m), ..Wants::default() })?;
         let mut launches = Vec::new();
         if n + m > 0 {
             inputs.prepared(&mut launches, &prepare);
-            let sweep = SweepPlan::new(SweepKernel::Mine, inputs.shape(), device);
-            let words = Stats::None.planes();
-            let written = inputs.partial(sweep.splits, words);
-            launches.push(inputs.sweep(by_dtype(dtype, MINE), sweep, prepare.scaled(), [0.0, written]));
-            launches.push(inputs.merge(sweep.splits, words, 8.0));
+            let (sweep, kernel, left) = inputs.mining(Select::Negatives, Stats::None);
+            launches.push(inputs.sweep(kernel, sweep, prepare.scaled(), [left.read, left.bytes]));
+            launches.push(inputs.merge(left, 8.0));
         }
         let floor = inputs.floor(SCREENED, WHY_MINED, 8.0 * inputs.lines(), 2);
         Ok(inputs.plan(launches, workspace, floor))
@@ -280,7 +298,7 @@ impl Plan {
         check::top_k_counts(op, options)?;
         let options = &TopKOptions { groups: None, normalization: Normalization::L2, ..*options };
         let workspace = mine_top_k_workspace_bytes(n, m, None, d, dtype, options)?;
-        let prepare = inputs.prepare(Wants::default())?;
+        let prepare = inputs.prepare(Wants { zeroed: key_words(n, m), ..Wants::default() })?;
         let scaled = prepare.scaled();
         let kept = [n, m].map(|candidates| {
             let (skip, keep) = places(options, candidates);
@@ -296,11 +314,9 @@ impl Plan {
         let results = (8.0 * options.k as f64 + 4.0) * inputs.lines() + pairs;
         let mut launches = Vec::new();
         if n + m > 0 {
-            let alone = Splits { rows: 1, cols: 1 };
-            let words = Stats::None.planes();
             inputs.prepared(&mut launches, &prepare);
-            launches.push(inputs.pairs(scaled, inputs.partial(alone, words) + pairs));
-            launches.push(inputs.merge(alone, words, 8.0));
+            let (launch, left) = inputs.pairs(scaled, pairs);
+            launches.extend([launch, inputs.merge(left, 8.0)]);
             let sweep = SweepPlan::new(SweepKernel::TopK, inputs.shape(), device).with_splits(splits);
             let kernel = by_dtype(dtype, ["mine_top_k_f32", "mine_top_k_f16", "mine_top_k_bf16"]);
             launches.push(inputs.sweep(kernel, sweep, scaled, [pairs, lists]));
@@ -321,23 +337,22 @@ impl Plan {
     pub fn ranks(n: usize, m: usize, d: usize, dtype: DType, grouped: bool, device: PlanDevice) -> Result<Self> {
         let inputs = Inputs::new("ranks", [n, m, d], dtype, device)?;
         let workspace = ranks_workspace_bytes(n, m, d, dtype, Normalization::L2, grouped)?;
-        let prepare = inputs.prepare(Wants::default())?;
-        let (scaled, words) = (prepare.scaled(), Stats::None.planes());
+        let prepare = inputs.prepare(Wants { zeroed: key_words(n, m), ..Wants::default() })?;
+        let scaled = prepare.scaled();
         let groups = if grouped { 8.0 * inputs.lines() } else { 0.0 };
         let mut launches = Vec::new();
         if n + m > 0 {
             inputs.prepared(&mut launches, &prepare);
-            let positives = if grouped {
-                let sweep = SweepPlan::new(SweepKernel::Mine, inputs.shape(), device);
-                let written = inputs.partial(sweep.splits, words);
-                launches.push(inputs.sweep(by_dtype(dtype, MINE), sweep, scaled, [groups, written]));
-                sweep.splits
+            let left = if grouped {
+                let (sweep, kernel, left) = inputs.mining(Select::Group, Stats::None);
+                launches.push(inputs.sweep(kernel, sweep, scaled, [groups + left.read, left.bytes]));
+                left
             } else {
-                let alone = Splits { rows: 1, cols: 1 };
-                launches.push(inputs.pairs(scaled, inputs.partial(alone, words)));
-                alone
+                let (launch, left) = inputs.pairs(scaled, 0.0);
+                launches.push(launch);
+                left
             };
-            launches.push(inputs.merge(positives, words, 12.0));
+            launches.push(inputs.merge(left, 12.0));
         }
         if n > 0 && m > 0 {
             let sweep = SweepPlan::new(SweepKernel::Ranks, inputs.shape(), device);
@@ -364,26 +379,31 @@ impl Plan {
     ) -> Result<Self> {
         let op = "goal_step";
         let inputs = Inputs::new(op, [n, n, d], dtype, device)?;
-        let kernel = gradient_kernel(op, "dx", dtype, gradient, &gather::KERNELS)?;
         let workspace = goal_step_workspace_bytes(n, d, dtype, objective, Normalization::L2, false)?;
-        let pmin = objective.pair().eps().is_some();
-        let wants = Wants { row_facts: true, norms: true, pmin, zeroed: TICKETS, any_layout: false };
-        let prepare = inputs.prepare(wants)?;
         let (stats, rows) = (stats_of(objective, false), n as f64);
+        let zeroed = if stats == Stats::None { KEYS + key_words(n, n) } else { TICKETS };
+        let pmin = objective.pair().eps().is_some();
+        let prepare = inputs.prepare(Wants { row_facts: true, norms: true, pmin, zeroed, any_layout: false })?;
         let mut launches = Vec::new();
         inputs.prepared(&mut launches, &prepare);
-        let sweep = SweepPlan::new(SweepKernel::Mine, inputs.shape(), device);
-        let partial = inputs.partial(sweep.splits, stats.planes());
+        let (sweep, kernel, left) = inputs.mining(Select::Negatives, stats);
         if n > 0 {
-            let name = by_dtype(dtype, if stats == Stats::None { MINE } else { MINE_STATS });
             // The pairs' similarities too.
-            launches.push(inputs.sweep(name, sweep, prepare.scaled(), [0.0, partial + 4.0 * rows]));
+            let traffic = [left.read, left.bytes + 4.0 * rows];
+            launches.push(inputs.sweep(kernel, sweep, prepare.scaled(), traffic));
         }
-        // The pairs, facts of the rows, and what the inverse index is sorted from; coefficients and the index.
-        let finalize = [partial + 40.0 * rows, 51.0 * rows];
-        launches.push(inputs.simple("goal_finalize", (blocks(n) as u32, 2, 1), THREADS, finalize));
         let results = inputs.lines() * d as f64 * gradient.size() as f64;
-        if n > 0 {
+        if goal_small::covers(n) && sweep.scheme != Scheme::GroupMma {
+            let kernel = gradient_kernel(op, "dx", dtype, gradient, &goal_small::KERNELS)?;
+            let (grid, block) = goal_small::launch_shape(n, d);
+            // The pairs and facts of the rows.
+            let read = inputs.operands() + left.bytes + 20.0 * rows;
+            launches.push(inputs.simple(kernel, grid, block, [read, results]));
+        } else {
+            let kernel = gradient_kernel(op, "dx", dtype, gradient, &gather::KERNELS)?;
+            // The pairs, facts of the rows, and what the inverse index is sorted from; coefficients and the index.
+            let finalize = [left.bytes + 40.0 * rows, 51.0 * rows];
+            launches.push(inputs.simple("goal_finalize", (blocks(n) as u32, 2, 1), THREADS, finalize));
             let read = inputs.operands() + 56.0 * rows;
             launches.push(inputs.simple(kernel, (2 * n as u32, 1, 1), gather::threads(d), [read, results]));
         }

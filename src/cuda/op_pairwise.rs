@@ -76,8 +76,7 @@ impl Step<'_> {
         let mut loaded = false;
         if inputs.n > 0 && inputs.m > 0 {
             if form.form == Form::Triplet {
-                let written = 8.0 * inputs.lines() + 4.0 * self.pairs();
-                let pairs = inputs.pairs(self.plan.prepare.scaled(), written);
+                let (pairs, _) = inputs.pairs(self.plan.prepare.scaled(), 4.0 * self.pairs());
                 self.launches.push(pairs);
             }
             if form.mined {

@@ -160,37 +160,47 @@ pub struct Totals {
 }
 
 impl Plan {
-    /// Sums over the launches.
-    pub fn totals(&self) -> Totals {
-        let mut totals = Totals { modelled_bytes: Some(0.0), ..Totals::default() };
+    /// What every launch reads again.
+    fn read_again(&self) -> Vec<Option<f64>> {
         // Waves are alike: one is followed for all.
         let mut known: Option<(SweepPlan, Option<f64>)> = None;
-        for launch in &self.launches {
-            match launch.arithmetic {
-                Arithmetic::Tensor => totals.tensor += launch.operations,
-                Arithmetic::MultiplyAdd => totals.multiply_add += launch.operations,
-            }
-            let once = launch.read + launch.written;
+        let mut one = |launch: &PlannedLaunch| {
             let again = match (known, launch.sweep) {
                 (Some((sweep, again)), Some(this)) if sweep == this => again,
                 _ => launch.read_again(),
             };
             known = launch.sweep.map(|sweep| (sweep, again)).or(known);
+            again
+        };
+        self.launches.iter().map(&mut one).collect()
+    }
+
+    /// Sums over the launches.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals { modelled_bytes: Some(0.0), ..Totals::default() };
+        for (launch, again) in self.launches.iter().zip(self.read_again()) {
+            match launch.arithmetic {
+                Arithmetic::Tensor => totals.tensor += launch.operations,
+                Arithmetic::MultiplyAdd => totals.multiply_add += launch.operations,
+            }
+            let once = launch.read + launch.written;
             totals.bytes += once;
             totals.modelled_bytes = totals.modelled_bytes.zip(again).map(|(sum, again)| sum + once + again);
         }
         totals
     }
 
-    /// Seconds that the launches would take one after the other, each as fast as the ceilings of its instructions and of
-    /// memory allow and no faster than an empty kernel. Derived: no measurement and no prediction.
+    /// Seconds that the launches would take one after the other, each as fast as the ceilings allow: that of its instructions
+    /// on the multiprocessors that it keeps busy, that of memory for what it reads and writes, again too, and that of an
+    /// empty kernel. Derived: no measurement and no prediction.
     pub fn seconds_at(&self, ceilings: &Ceilings) -> f64 {
-        let one = |launch: &PlannedLaunch| {
-            let arithmetic = launch.operations / ceilings.rate(launch.arithmetic, launch.scheme());
-            let memory = (launch.read + launch.written) / ceilings.bandwidth;
-            arithmetic.max(memory).max(ceilings.launch)
+        let one = |(launch, again): (&PlannedLaunch, Option<f64>)| {
+            let busy = launch.sweep.map_or(1.0, |sweep| sweep.tail_efficiency(self.device.multiprocessors));
+            let rate = ceilings.rate(launch.arithmetic, launch.scheme()) * if busy > 0.0 { busy } else { 1.0 };
+            let memory = (launch.read + launch.written + again.unwrap_or(0.0)) / ceilings.bandwidth;
+            (launch.operations / rate).max(memory).max(ceilings.launch)
         };
-        self.launches.iter().map(one).sum()
+        self.launches.iter().zip(self.read_again()).map(one).sum()
     }
 
     /// The plan as text: its launches with what they do, and the reasons for the numbers of the tile kernels.

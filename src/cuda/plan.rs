@@ -90,13 +90,13 @@ impl Splits {
         Self { rows: parts(n.div_ceil(GROUP_ROWS)), cols: parts(m.div_ceil(SMALL_COLS)) }
     }
 
-    /// For it in units of 256 × 256: the fewest parts of all deals that finish first on
-    /// [`PLANNED_MULTIPROCESSORS`], a unit taking the same time everywhere.
+    /// For it in units of 256 × 256: the fewest parts of all deals that finish first on [`PLANNED_MULTIPROCESSORS`], a unit
+    /// taking the same time everywhere; of those the one with most parts of rows, since each reads all columns.
     fn group(n: usize, m: usize) -> Self {
         let (rows, cols) = (n.div_ceil(UNIT).max(1), m.div_ceil(UNIT).max(1));
         let at_once = PLANNED_MULTIPROCESSORS / GROUP_CLUSTER;
         let mut best = (usize::MAX, usize::MAX, Self { rows: GROUP_CLUSTER, cols: 1 });
-        for r in 1..=rows.min(MAX_ROW_UNIT_PARTS) {
+        for r in (1..=rows.min(MAX_ROW_UNIT_PARTS)).rev() {
             for c in 1..=cols.min(MAX_SPLITS) {
                 // Rounds of clusters, each as long as its largest share. Below 2^48.
                 let time = (r * c).div_ceil(at_once) * rows.div_ceil(r) * cols.div_ceil(c);
@@ -146,7 +146,7 @@ pub enum SweepKernel {
     Mine,
     /// `mine_top_k`.
     TopK,
-    /// `ranks`.
+    /// `ranks`, and `positive_ranks_count`.
     Ranks,
     /// `pairwise_stats`.
     PairwiseStats,
@@ -170,7 +170,10 @@ impl SweepKernel {
     /// The schemes that it is written in. [`Scheme::WarpMma`] is always one.
     pub const fn schemes(self) -> &'static [Scheme] {
         match self {
-            Self::Mine => &[Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall],
+            Self::CosineMatrix | Self::Mine | Self::Ranks => {
+                &[Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall]
+            }
+            Self::TopK => &[Scheme::WarpMma, Scheme::GroupMmaSmall],
             _ => &[Scheme::WarpMma],
         }
     }
@@ -281,7 +284,8 @@ fn choose(kernel: SweepKernel, shape: &SweepShape, device: &PlanDevice) -> Schem
     if let Some(scheme) = device.forced.filter(|&scheme| can(scheme)) {
         return scheme;
     }
-    if can(Scheme::GroupMmaSmall) && leaves_half_idle(shape.n, shape.m) {
+    let small = leaves_half_idle(shape.n.saturating_mul(shape.batch), shape.m) || !can(Scheme::GroupMma);
+    if can(Scheme::GroupMmaSmall) && small {
         Scheme::GroupMmaSmall
     } else if can(Scheme::GroupMma) {
         Scheme::GroupMma

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::ops::Range;
 
-use super::plan::{Scheme, SweepKernel, SweepPlan};
+use super::plan::{PLANNED_MULTIPROCESSORS, Scheme, SweepKernel, SweepPlan};
 use crate::dtype::DType;
 
 /// A tile of one of the matrices.
@@ -158,6 +158,19 @@ impl SweepPlan {
             all += count;
         }
         if end == 0 { 0.0 } else { all as f64 / (slots as u64 * end) as f64 }
+    }
+
+    /// The band with which the rows that are in hand at one time take 36 MB, so that an L2 of 60 MB holds them beside the columns
+    /// that pass by; 1 if all columns fit. No result depends on the band.
+    pub fn band_for_l2(&self) -> usize {
+        const HELD: usize = 36_000_000;
+        let row = self.shape.d * self.shape.dtype.size();
+        if self.shape.m.saturating_mul(row) <= HELD {
+            return 1;
+        }
+        let slots = self.slots(PLANNED_MULTIPROCESSORS as u32).max(1);
+        let parts = (self.splits.rows / self.cluster).min(slots.div_ceil(self.splits.cols));
+        (HELD / (parts * self.tile_rows * self.cluster * row).max(1)).max(1)
     }
 
     /// Bytes of the operands that come from device memory through a cache of `l2_bytes`, if blocks start in their order and keep

@@ -6,7 +6,7 @@ use cudarc::driver::CudaStream;
 use super::descriptor::RawMat;
 use super::kernels::Kernels;
 use super::launch::{launch, params};
-use super::plan::{Scheme, Splits, SweepKernel, SweepPlan, SweepShape, tiles};
+use super::plan::{PlanDevice, Scheme, Splits, SweepKernel, SweepPlan, SweepShape, tiles};
 use super::prepare::Operand;
 use super::tile_kernel::{TileKernel, launch_tiles};
 use super::workspace::{Layout, Region};
@@ -104,13 +104,13 @@ impl Stats {
     }
 }
 
-const MINE: TileKernel = TileKernel {
+pub(crate) const MINE: TileKernel = TileKernel {
     warp: ["mine_f32", "mine_f16", "mine_bf16"],
     group: ["mine_hopper_f16", "mine_hopper_bf16"],
     step: 2,
     small: ["mine_small_hopper_f16", "mine_small_hopper_bf16"],
 };
-const MINE_STATS: TileKernel = TileKernel {
+pub(crate) const MINE_STATS: TileKernel = TileKernel {
     warp: ["mine_stats_f32", "mine_stats_f16", "mine_stats_bf16"],
     group: ["mine_stats_hopper_f16", "mine_stats_hopper_bf16"],
     step: 1,
@@ -127,13 +127,23 @@ pub(crate) const fn key_words(n: usize, m: usize) -> usize {
 }
 
 /// How [`launch_sweep`] will sweep: the splits that its parameters must have.
-pub(crate) fn sweep_plan(kernels: &Kernels, dtype: DType, select: Select, [n, m]: [usize; 2], d: usize) -> SweepPlan {
-    let mut device = kernels.plan_device();
+pub(crate) fn sweep_plan(kernels: &Kernels, dtype: DType, select: Select, extents: [usize; 2], d: usize) -> SweepPlan {
+    sweep_plan_on(kernels.plan_device(), dtype, select, extents, d)
+}
+
+/// As [`sweep_plan`], for a device that need not be there.
+pub(crate) fn sweep_plan_on(
+    mut device: PlanDevice,
+    dtype: DType,
+    select: Select,
+    [n, m]: [usize; 2],
+    d: usize,
+) -> SweepPlan {
     // Tensor maps have no empty extents; the tiles of pairs alone are no rectangle for a cluster.
     if n == 0 || m == 0 || d == 0 || n.saturating_add(m) > MOST_KEYS {
         device.group_code = false;
     } else if select == Select::Pair {
-        device.forced = device.forced.or(Some(Scheme::GroupMmaSmall));
+        device.forced = device.forced.filter(|&scheme| scheme == Scheme::WarpMma).or(Some(Scheme::GroupMmaSmall));
     }
     let plan = SweepPlan::new(SweepKernel::Mine, SweepShape { batch: 1, n, m, d, dtype }, device);
     match select {

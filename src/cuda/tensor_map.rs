@@ -72,9 +72,10 @@ impl TensorMap {
             _ => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         };
         // A stride over an extent of 1 is never taken, but has to be well formed: beyond what it strides over.
-        let row = if extents[1] <= 1 { extents[0].next_multiple_of(8) } else { strides[0] };
-        let matrix = if extents[2] <= 1 { row * extents[1] } else { strides[1] };
-        let strides = [row, matrix].map(|stride| (stride * dtype.size()) as u64);
+        let size = dtype.size();
+        let row = if extents[1] <= 1 { (extents[0] * size).next_multiple_of(16) } else { strides[0] * size };
+        let matrix = if extents[2] <= 1 { row * extents[1] } else { strides[1] * size };
+        let strides = [row as u64, matrix as u64];
         let (extents, steps) = (extents.map(|extent| extent as u64), [1; 3]);
         let mut map = std::mem::MaybeUninit::<sys::CUtensorMap>::uninit();
         // SAFETY: all arrays have an element per dimension (strides one less), and the map is written if the call succeeds.

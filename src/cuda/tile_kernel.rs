@@ -4,8 +4,9 @@ use cudarc::driver::CudaStream;
 
 use super::kernels::Kernels;
 use super::launch::{Params, launch, launch_mapped};
-use super::plan::{GROUP_CLUSTER, GROUP_COLS, GROUP_ROWS, SMALL_COLS, Scheme, SweepPlan};
+use super::plan::{GROUP_CLUSTER, GROUP_COLS, GROUP_ROWS, SMALL_COLS, Scheme, SweepKernel, SweepPlan, SweepShape};
 use super::prepare::{Operand, by_dtype};
+use super::sweep::key_words;
 use super::tensor_map::{Mapped, TensorMaps};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -21,6 +22,27 @@ pub(crate) struct TileKernel {
     pub step: usize,
     /// [`Scheme::GroupMmaSmall`]: f16, bf16.
     pub small: [&'static str; 2],
+}
+
+impl TileKernel {
+    /// Its name for a type in a scheme.
+    pub(crate) const fn name(&self, dtype: DType, scheme: Scheme) -> &'static str {
+        let names = match scheme {
+            Scheme::WarpMma => return by_dtype(dtype, self.warp),
+            Scheme::GroupMma => self.group,
+            Scheme::GroupMmaSmall => self.small,
+        };
+        names[if matches!(dtype, DType::F16) { 0 } else { 1 }]
+    }
+}
+
+/// The plan of `kernel` for matrices of this shape: by warps where an extent is 0, which tensor maps cannot have, and where
+/// mining is, whose similarities others compare theirs with.
+pub(crate) fn tile_plan(kernels: &Kernels, kernel: SweepKernel, shape: SweepShape) -> SweepPlan {
+    let mut device = kernels.plan_device();
+    device.group_code &=
+        [shape.batch, shape.n, shape.m, shape.d].iter().all(|&extent| extent > 0) && key_words(shape.n, shape.m) > 0;
+    SweepPlan::new(kernel, shape, device)
 }
 
 /// Enqueues a kernel over `plan.grid` blocks of its plan.
