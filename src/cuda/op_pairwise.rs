@@ -2,11 +2,14 @@
 
 use super::op_launches::Inputs;
 use super::op_plan::{Floor, Plan, PlannedLaunch};
+use super::pairwise_grad_hopper::{GRAD_SHARED_BYTES, GroupProducts, PartsShape, SPLIT};
 use super::pairwise_gradient::{FINISH, GRAD, finish_threads};
-use super::pairwise_params::{COL_PLANES, Form, LINES, ROW_PLANES, SET_PLANES};
+use super::pairwise_params::{COL_PLANES, Form, LINES, ROW_PLANES, SET_PLANES, SPLIT_THREADS};
 use super::pairwise_plan::{self, Grant, Kept, Kind, Wave, finalize_blocks, pairwise_workspace_bytes};
 use super::pairwise_sweep::{STATS, Sweeps, WEIGHTS};
-use super::plan::{PlanDevice, SweepPlan, SweepShape, TILE, TILE_BLOCK, TILE_SHARED_BYTES, tiles};
+use super::plan::{
+    GROUP_BLOCK, GROUP_CLUSTER, PlanDevice, SweepPlan, SweepShape, TILE, TILE_BLOCK, TILE_SHARED_BYTES, tiles,
+};
 use super::prepare::by_dtype;
 use super::row_norms::gradient_kernel;
 use crate::dtype::DType;
@@ -123,20 +126,34 @@ impl Step<'_> {
         let launch = if loads { self.load(launch) } else { launch };
         self.launches.push(launch);
 
-        // Each row of tiles of a product has as many blocks beside each other as the features have tiles.
-        let (of_rows, of_cols, beside) = (wave.end - wave.first, tiles(m), tiles(d));
+        // Each row of tiles of a product has as many blocks, or clusters, beside each other as the features have tiles.
+        let groups = self.group_products(wave);
+        let [of_rows, of_cols, beside] = match &groups {
+            Some(launch) => launch.tiles(),
+            None => [wave.end - wave.first, tiles(m), tiles(d)],
+        };
         let sums = (self.plan.ld_gradients * 4) as f64;
         let earlier = if wave.first > 0 { sums * m as f64 } else { 0.0 };
-        let read = weights + inputs.rows((rows + m) as f64) + earlier;
+        // f16 by groups: two parts of every element.
+        let parts = if groups.is_some() && dtype == DType::F16 { 2.0 } else { 1.0 };
+        let operands = |rows: usize| parts * inputs.rows(rows as f64);
+        let read = weights + operands(rows + m) + earlier;
         let written = sums * (rows + m) as f64;
         // The weights are read by both products; of the other operand all that does not fit is read by every set of blocks.
-        let at_once = (device.multiprocessors as usize / beside.max(1)).max(1);
+        let of_blocks = if groups.is_some() { GROUP_CLUSTER } else { 1 };
+        let at_once = (device.multiprocessors as usize / of_blocks / beside.max(1)).max(1);
         let passes = |tiles: usize, bytes: f64| {
             let sets = if bytes > device.l2_bytes as f64 { tiles.div_ceil(at_once) } else { 1 };
             bytes * (sets.max(1) - 1) as f64
         };
         let twice = if weights > device.l2_bytes as f64 { weights } else { 0.0 };
-        let again = twice + passes(of_rows, inputs.rows(m as f64)) + passes(of_cols, inputs.rows(rows as f64));
+        let again = twice + passes(of_rows, operands(m)) + passes(of_cols, operands(rows));
+        if let Some(groups) = groups {
+            let launch = inputs.simple(groups.kernel, groups.grid, GROUP_BLOCK, [read, written]);
+            let (operations, shared_bytes) = (groups.operations(), GRAD_SHARED_BYTES);
+            self.launches.push(PlannedLaunch { shared_bytes, operations, again, ..launch });
+            return;
+        }
         // A tile of rows sums over all columns of tiles, one of columns over those of the wave; f16 twice.
         let exact = if dtype == DType::F16 { 2.0 } else { 1.0 };
         let depth = |rows: usize| (rows * TILE) as f64;
@@ -145,6 +162,22 @@ impl Step<'_> {
         let grid = (((of_rows + of_cols) * beside) as u32, 1, 1);
         let launch = inputs.simple(by_dtype(dtype, GRAD), grid, TILE_BLOCK, [read, written]);
         self.launches.push(PlannedLaunch { shared_bytes: TILE_SHARED_BYTES, operations, again, ..launch });
+    }
+
+    fn group_products(&self, wave: &Wave) -> Option<GroupProducts> {
+        GroupProducts::new(&self.inputs.device, self.inputs.dtype, self.plan.shape, wave)
+    }
+
+    /// What the products of the first wave need.
+    fn split(&mut self) {
+        let inputs = self.inputs;
+        if inputs.dtype == DType::F16 && self.plan.waves.first().is_some_and(|wave| self.group_products(wave).is_some())
+        {
+            let parts = [inputs.n, inputs.m].map(|rows| PartsShape::new(rows, inputs.d));
+            let grid = ((parts[0].padded + parts[1].padded) as u32, 1, 1);
+            let written = 4.0 * ((parts[0].padded + parts[1].padded) * parts[0].ld) as f64;
+            self.launches.push(inputs.simple(SPLIT, grid, SPLIT_THREADS as u32, [inputs.operands(), written]));
+        }
     }
 
     fn finish(&mut self, kernel: &'static str, results: f64) {
@@ -234,6 +267,7 @@ impl Plan {
             );
             return Ok(inputs.plan(step.launches, workspace, floor));
         }
+        step.split();
         for (wave, &sweep) in sweeps.waves.iter().zip(&sweeps.weights) {
             step.wave(wave, sweep);
         }
