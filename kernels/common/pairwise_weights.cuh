@@ -97,29 +97,31 @@ struct Weights {
     }
 
     // Replaces every similarity by its weight: negative(s, row, k), or positive(s, row, k) for the few that are positive.
-    template <bool kSums, typename Negative, typename Positive>
+    // `kPlain`: all pairs of the tile are negative.
+    template <bool kSums, bool kPlain = false, typename Negative, typename Positive>
     __device__ __forceinline__ void fill(TileAcc& acc, const PairBits& bits, uint32_t row0, Sums& sums,
                                          Negative negative, Positive positive) const {
         float ws = 0.0f, w_sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < kThreadRows; ++i) {
             const RowCoefficients r = row(row0, i);
+            const uint32_t neg = row_bits(bits.neg, i), pos = row_bits(bits.pos, i);
             float row_ws = 0.0f, row_w = 0.0f;
 #pragma unroll
             for (int k = 0; k < kThreadCols; ++k) {
                 const float s = element(acc, i, k);
                 const float w = negative(s, r, k);
-                const bool member = bits.neg >> bit_at(i, k) & 1;
+                const bool member = kPlain || (neg & 1u << k) != 0;
                 element(acc, i, k) = member ? w : s;
                 row_ws += member ? w * s : 0.0f;
                 row_w += member ? w : 0.0f;
             }
-            if (row_bits(bits.neg, i) != kRowMask) {
+            if (!kPlain && neg != kRowMask) {
 #pragma unroll
                 for (int k = 0; k < kThreadCols; ++k) {
-                    if (bits.neg >> bit_at(i, k) & 1) continue;
+                    if ((neg & 1u << k) != 0) continue;
                     const float s = element(acc, i, k);
-                    const bool member = bits.pos >> bit_at(i, k) & 1;
+                    const bool member = (pos & 1u << k) != 0;
                     const float w = member ? positive(s, r, k) : 0.0f;
                     element(acc, i, k) = w;
                     row_ws += member ? w * s : 0.0f;
@@ -184,11 +186,11 @@ struct Weights {
             return fmaf(exp2_fast(r.neg_shift - largest), columns.near[thread.col(k)], r.neg_scale);
         };
         if (t.log_q == nullptr) {
-            fill<true>(acc, bits, row0, sums,
-                       [&](float s, const RowCoefficients& r, int k) {
-                           return scale_of_pair(r, k) * exp2_fast(c0 * s - r.neg_shift);
-                       },
-                       positive);
+            const auto negative = [&](float s, const RowCoefficients& r, int k) {
+                return scale_of_pair(r, k) * exp2_fast(c0 * s - r.neg_shift);
+            };
+            if (all_negative(t, row0, col0)) fill<true, true>(acc, bits, row0, sums, negative, positive);
+            else fill<true>(acc, bits, row0, sums, negative, positive);
         } else {
             fill<true>(acc, bits, row0, sums,
                        [&](float s, const RowCoefficients& r, int k) {
