@@ -15,7 +15,7 @@ use crate::error::Result;
 
 /// f16, bf16.
 const GRAD: [&str; 2] = ["pairwise_grad_hopper_f16", "pairwise_grad_hopper_bf16"];
-const SPLIT: &str = "pairwise_split_f16";
+pub(super) const SPLIT: &str = "pairwise_split_f16";
 /// Dynamic shared memory of a block; `kGradSharedBytes` there.
 pub(super) const GRAD_SHARED_BYTES: u32 = 198_656;
 /// Elements of k of a stage, and columns of a panel.
@@ -26,8 +26,8 @@ const TILE_COLS: [usize; 2] = [128, 256];
 /// Rows of f16 as `pairwise_split_f16` leaves them: `padded` rows of leading parts, then as many of rests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PartsShape {
-    padded: usize,
-    ld: usize,
+    pub padded: usize,
+    pub ld: usize,
 }
 
 impl PartsShape {
@@ -48,7 +48,7 @@ pub(super) fn by_groups(device: &PlanDevice, dtype: DType, shape: Shape) -> bool
     // Rows are counted in 31 bits, of f16 those of both parts.
     let parts = if dtype == DType::F16 { 2 } else { 1 };
     let counted = parts * shape.n.max(shape.m).next_multiple_of(STEP_K) <= i32::MAX as usize;
-    device.runs(Scheme::GroupMma, dtype) && counted
+    device.forced != Some(Scheme::WarpMma) && device.runs(Scheme::GroupMma, dtype) && counted
 }
 
 /// How a wave's products are cut into tiles of a cluster.
@@ -92,6 +92,44 @@ impl Tiles {
     fn clusters(&self, multiprocessors: u32) -> u32 {
         let at_once = (multiprocessors as usize / GROUP_CLUSTER).max(1);
         (self.counts[0] + self.counts[1]).min(at_once) as u32
+    }
+}
+
+/// What the products of a wave will be, where these kernels make them.
+pub(super) struct GroupProducts {
+    pub kernel: &'static str,
+    pub grid: (u32, u32, u32),
+    tiles: Tiles,
+    parts: usize,
+    d: usize,
+}
+
+impl GroupProducts {
+    pub(super) fn new(device: &PlanDevice, dtype: DType, shape: Shape, wave: &Wave) -> Option<Self> {
+        if !by_groups(device, dtype, shape) {
+            return None;
+        }
+        let f16 = dtype == DType::F16;
+        let tiles = Tiles::new(shape, wave);
+        let grid = (GROUP_CLUSTER as u32 * tiles.clusters(device.multiprocessors), 1, 1);
+        Some(Self { kernel: GRAD[usize::from(!f16)], grid, tiles, parts: 1 + usize::from(f16), d: shape.d })
+    }
+
+    /// Tiles of clusters: of rows and of columns above each other, and beside each other.
+    pub(super) fn tiles(&self) -> [usize; 3] {
+        let Tiles { across, counts, .. } = self.tiles;
+        [counts[0] / across, counts[1] / across, across]
+    }
+
+    /// Two for each multiply-add, with those of the padding of tiles.
+    pub(super) fn operations(&self) -> f64 {
+        let Tiles { cols, across, counts, steps } = self.tiles;
+        let [narrow, wide] = TILE_COLS;
+        // Of wide tiles the last one is made narrow if that is enough.
+        let width = (0..across).map(|at| if cols == wide && self.d - at * cols > narrow { wide } else { narrow });
+        let width = width.sum::<usize>() as f64;
+        let steps = (counts[0] / across * steps[0] + counts[1] / across * steps[1]) as f64;
+        2.0 * self.parts as f64 * (GROUP_CLUSTER * TILE * STEP_K) as f64 * width * steps
     }
 }
 
