@@ -239,6 +239,23 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         F(end_tile) F(accumulate)
     }
     {
+        using S = PairwiseGradGroupParams;
+        w.put(sizeof(S));
+        F(skip_x) F(skip_y) F(gx) F(gy) F(ldg) F(n) F(m) F(d) F(first_tile) F(end_tile) F(accumulate) F(tile_cols)
+        F(panels) F(rest_x) F(rest_y) F(across) F(x_is_long) F(long_tiles) F(short_tiles) F(long_steps) F(short_steps)
+        F(meanwhile) F(pad_)
+    }
+    {
+        using S = PairwiseSplitSide;
+        w.put(sizeof(S));
+        F(src) F(parts) F(ld) F(rows) F(padded)
+    }
+    {
+        using S = PairwiseSplitParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(d) F(ld_parts)
+    }
+    {
         using S = PairwiseFinishSide;
         w.put(sizeof(S));
         F(own) F(other) F(g) F(own_inv) F(own_exponent) F(other_inv) F(out) F(own_ld) F(other_ld) F(out_ld) F(rows)
@@ -314,7 +331,10 @@ __device__ __forceinline__ void put_constants(Writer& w) {
     for (uint32_t code : {kStatsKeys, kStatsNone, kStatsSecond, kStatsLin, kStatsSig}) w.put(code);
     for (uint32_t code : {kTripletCon, kTripletHinge, kTripletNca, kTripletCir}) w.put(code);
     for (uint32_t code : {kPairCon, kPairLin, kPairSig, kPairLinMs, kPairSigMs}) w.put(code);
-    for (uint32_t count : {kSetPlanes, kRowPlanes, kColPlanes, kPairLines, kPairFinish, kPairZeroed, kWaveSums}) w.put(count);
+    for (uint32_t count : {kSetPlanes, kRowPlanes, kColPlanes, kPairLines, kPairFinish, kPairZeroed, kWaveSums,
+                           kSplitThreads}) {
+        w.put(count);
+    }
     for (uint32_t code : {kFormSoftmax, kFormSigLip, kFormMulti, kFormCircle, kFormTriplet, kFormContrastive, kFormLifted,
                           kFormRanked, kFormGoal}) {
         w.put(code);

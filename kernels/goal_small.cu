@@ -3,22 +3,22 @@
 //   T, w+, w-  eqs. 5 to 8, docs/maths.md;  dX, dY  eqs. 9 and 2b
 //   row i of dX: its pair, the hardest negative of x_i, the y_j of which x_i is the hardest negative, j ascending; dY likewise
 //
-//   goal    parts from mine_*: (planes, splits, n) 4-byte words, or with kStatsKeys (n) keys and one split;  pos, inv (n) f32;  groups (n) i64 or null;
-//           detail (10, n) words or null;  tickets u32, 0 on entry;  blocks (ceil(n / 32)) per direction
+//   goal    parts from mine_*: (planes, splits, n) 4-byte words, or with kStatsKeys (n) keys and one split;  pos, inv (n) f32;
+//           groups (n) i64 or null;  detail (10, n) words or null;  tickets u32, 0 on entry;  blocks (ceil(n / 32)) per direction
 //   gather  own, other (n, d) T: f32 | f16 | bf16, base and rows aligned to 16 bytes;  out (n, d) G: T or f32, any stride;
 //           overflow u32, 0 on entry
 //   Outputs must not alias anything.
 //
 // Work    nothing that a block needs comes from another one, so there is no inverse index to wait for. A block writes the rows
-//         of 1, 2 or 4 pairs. Of each row a warp
-//           merges the states of the row's own anchor and weighs it (_ms: sums R+ over the positives);
-//           looks for the anchors of the other direction that chose the row. Only the split that holds the row can have
-//           found it, so n words are read, not n states; of the few anchors that chose it there all splits are merged, to
-//           see whether it is still the one, and the weight is evaluated.
+//         of 1, 2 or 4 pairs. Its warps
+//           look for the anchors of the other direction that chose its rows. Only the split that holds the rows can have
+//           found them, so n words are read per direction, not n states; of the few anchors that chose them there all
+//           splits are compared, to see whether it stays so, and the weight is evaluated;
+//           merge the states of the rows' own anchors and weigh them, a lane each (_ms: a warp each, for the sum R+).
 //         Then the block's rows are gathered, ceil(d / 256) warps per row, a thread with 8 columns.
 //         The first blocks make the report from the same states, a thread per anchor; the last of them adds up.
 // Launch  grid = report_blocks + ceil(n / pairs); block = 32 row_warps min(floor(8 / row_warps), 2 pairs), at least one row;
-//         12.8 KiB of static shared memory.
+//         13.6 KiB of static shared memory.
 // Bound   latency: partial states, operands and gradients are read and written once each, mostly in L2; _ms: 2 n / 32 warp
 //         steps per pair.
 // Order   every sum is taken as goal_finalize and weighted_grad_* take it, in the same order: the result has the same bits.
@@ -38,15 +38,19 @@ struct Row {
     float of_pair;      // coefficient of the anchor's own pair
     float of_negative;  // of its hardest negative
     int32_t negative;   // -1: none
-    uint32_t begin;     // the anchors that chose the row
-    uint32_t count;
+    uint32_t begin;     // the anchors that chose the row, in the list of their direction
+    uint32_t end;
 };
 
+constexpr uint32_t kWords = kSmallPairs / kWarpSize + 1;  // a bit per anchor; an odd number of words apart
+
 struct Shared {
-    Row rows[kSmallRows];  // of dX, then of dY
+    // First of dX, then of dY.
+    Row rows[2][kSmallRows / 2];
+    uint32_t chosen[2][kSmallRows / 2][kWords];
     // Anchors of the direction whose candidates are the rows of X, then of the other one, and their coefficients. An anchor
     // is found at most once, in the split that is looked at.
-    uint16_t list[2][kSmallPairs];
+    uint16_t list[2][kSmallPairs];  // while they are looked for with the row, times kSmallPairs
     float weight[2][kSmallPairs];
     float scratch[32];
     float radial[2][kSmallThreads / kWarpSize];  // of one round of rows and of the next
@@ -102,71 +106,117 @@ __device__ __forceinline__ LineState state_if_best(const GoalSide& s, uint32_t n
     return line.index == int32_t(chosen) ? line : empty_line();
 }
 
-// The row's own anchor t of direction s. All lanes of a warp.
-__device__ __forceinline__ void weigh_own(const GoalParams& p, const GoalSide& s, uint32_t t, const StatsRule& rule,
-                                          Row& row) {
-    const LineState line = merged_ahead(s, p.n, t, rule);
+// The own anchors of the block's rows in direction s. With relative similarities they are those of row `r`, by all lanes of a
+// warp; else those of all rows, by a lane each.
+__device__ __forceinline__ void weigh_own(const GoalParams& p, const GoalSide& s, uint32_t t0, uint32_t pairs, uint32_t r,
+                                          const StatsRule& rule, Row* rows) {
+    const bool together = is_ms(p);
+    if (!together) r = lane_id();
+    const uint32_t t = t0 + r;
+    const bool inside = r < pairs && t < p.n;
+    const LineState line = inside ? merged_ahead(s, p.n, t, rule) : empty_line();
     Relative rs_pos[1] = {{0.0f, 0}};
-    if (is_ms(p) && line.index >= 0) {
+    if (together && line.index >= 0) {
         const float value[1] = {line.value};
         positive_relative(p, s, t, value, rs_pos);
     }
+    if (!inside || (together && lane_id() != 0)) return;
     const AnchorWeights w = weigh_anchor(p, line, p.pos[t], rs_pos[0].mean);
-    if (lane_id() != 0) return;
-    row.of_pair = w.of_pair();
-    row.of_negative = w.of_negative();
-    row.negative = line.index;
+    rows[r].of_pair = w.of_pair();
+    rows[r].of_negative = w.of_negative();
+    rows[r].negative = line.index;
     if (s.detail != nullptr) write_detail(p, s, t, line, w, rs_pos[0]);
 }
 
-// The anchors of direction s that chose row t, ascending, with their coefficients, to the block's list of that direction; the
-// block's first row is t0. `g` says how the other matrix is scaled. All lanes of a warp.
-__device__ __forceinline__ void find_anchors(const GoalParams& p, const GoalSide& s, const GatherSide& g, uint32_t t,
-                                             uint32_t t0, const StatsRule& rule, uint16_t* list, float* weight, Row& row) {
-    const uint32_t below = (1u << lane_id()) - 1;
-    const uint32_t split = rule.stats == kStatsKeys ? 0 : split_of(s, p.n, t);
-    // Lane w has a bit for each of the anchors 32 w ... 32 w + 31; the anchors of the block's rows before this one come before.
-    uint32_t bits = 0, begin = 0;
-#pragma unroll 16
-    for (uint32_t w = 0; w * kWarpSize < p.n; ++w) {
-        const uint32_t anchor = w * kWarpSize + lane_id();
-        const uint32_t candidate = anchor < p.n ? chosen_by(s, p.n, split, anchor, rule.stats) : ~0u;
-        const uint32_t found = __ballot_sync(kFullWarp, candidate == t);
-        begin += __popc(__ballot_sync(kFullWarp, candidate >= t0 && candidate < t));
-        if (lane_id() == w) bits = found;
+// Which anchors chose the block's rows t0, t0 + 1 ..., a bit each, in the split that holds these rows. All threads of the
+// block share the anchors of both directions; `words` are those of one direction.
+__device__ __forceinline__ void find_chosen(const GoalSmallParams& params, uint32_t t0, uint32_t words, Shared& shared) {
+    const GoalParams& p = params.goal;
+    const uint32_t warps = blockDim.x / kWarpSize;
+    for (uint32_t first = warp_id(); first < 2 * words; first += kAhead * warps) {
+        uint32_t row[kAhead];  // from t0, or no row of this block
+#pragma unroll
+        for (uint32_t k = 0; k < kAhead; ++k) {
+            const uint32_t at = first + k * warps;
+            const GoalSide& s = at < words ? p.ti : p.it;
+            const uint32_t anchor = (at < words ? at : at - words) * kWarpSize + lane_id();
+            const bool inside = at < 2 * words && anchor < p.n;
+            row[k] = inside ? chosen_by(s, p.n, split_of(s, p.n, t0), anchor, p.stats) - t0 : ~0u;
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < kAhead; ++k) {
+            const uint32_t at = first + k * warps;
+            if (at >= 2 * words) break;
+            uint32_t found = 0;  // in the lane of the row
+#pragma unroll
+            for (uint32_t r = 0; r < kSmallRows / 2; ++r) {
+                const uint32_t anchors = __ballot_sync(kFullWarp, row[k] == r);
+                if (lane_id() == r) found = anchors;
+            }
+            if (lane_id() < kSmallRows / 2) shared.chosen[at < words ? 0 : 1][lane_id()][at < words ? at : at - words] = found;
+        }
     }
+}
+
+// The anchors of direction s that chose the block's rows, row by row and ascending, with their coefficients, to the block's
+// list of that direction. `g` says how the other matrix is scaled. All lanes of a warp.
+__device__ __forceinline__ void find_anchors(const GoalParams& p, const GoalSide& s, const GatherSide& g, uint32_t t0,
+                                             uint32_t pairs, uint32_t words, const StatsRule& rule,
+                                             const uint32_t (&chosen)[kSmallRows / 2][kWords], uint16_t* list, float* weight,
+                                             Row* rows) {
+    const uint32_t below = (1u << lane_id()) - 1;
+    const uint32_t split = split_of(s, p.n, t0);
+    // First all that chose one of the rows in this split, with the row beside them.
     uint32_t count = 0;
-    for (uint32_t some = __ballot_sync(kFullWarp, bits != 0); some != 0; some &= some - 1) {
-        const uint32_t w = __ffs(some) - 1;
-        const uint32_t found = __shfl_sync(kFullWarp, bits, w);
-        if (found >> lane_id() & 1) list[begin + count + __popc(found & below)] = uint16_t(w * kWarpSize + lane_id());
-        count += __popc(found);
+    for (uint32_t r = 0; r < pairs; ++r) {
+        // Lane w has a bit for each of the anchors 32 w ... 32 w + 31.
+        const uint32_t bits = lane_id() < words ? chosen[r][lane_id()] : 0;
+        for (uint32_t some = __ballot_sync(kFullWarp, bits != 0); some != 0; some &= some - 1) {
+            const uint32_t w = __ffs(some) - 1;
+            const uint32_t word = __shfl_sync(kFullWarp, bits, w);
+            const uint32_t anchor = w * kWarpSize + lane_id();
+            if (word >> lane_id() & 1) list[count + __popc(word & below)] = uint16_t(r * kSmallPairs + anchor);
+            count += __popc(word);
+        }
     }
     __syncwarp();  // the list is complete
-    uint32_t kept = 0;
+    // Then those that chose it for good.
+    uint32_t kept = 0, kept_of_row = 0;  // the latter in the lane of the row
     for (uint32_t base = 0; base < count; base += kWarpSize) {
         const bool inside = base + lane_id() < count;
-        const uint32_t anchor = inside ? list[begin + base + lane_id()] : 0;
+        const uint32_t entry = inside ? list[base + lane_id()] : 0;
+        const uint32_t anchor = entry % kSmallPairs, r = entry / kSmallPairs;
         bool keep = false;
         float coefficient = 0.0f;
         if (inside) {
-            const LineState line = state_if_best(s, p.n, anchor, split, t, rule);
+            const LineState line = state_if_best(s, p.n, anchor, split, t0 + r, rule);
             keep = line.index >= 0;
-            coefficient = weigh_anchor(p, line, p.pos[anchor], 0.0f).of_negative() * inv_of(g, anchor);
+            if (keep) coefficient = weigh_anchor(p, line, p.pos[anchor], 0.0f).of_negative() * inv_of(g, anchor);
         }
         const uint32_t kept_here = __ballot_sync(kFullWarp, keep);
+#pragma unroll
+        for (uint32_t row = 0; row < kSmallRows / 2; ++row) {
+            const uint32_t of_row = __popc(__ballot_sync(kFullWarp, keep && r == row));
+            if (lane_id() == row) kept_of_row += of_row;
+        }
         __syncwarp();  // every lane has read its entry
         if (keep) {
-            const uint32_t at = begin + kept + __popc(kept_here & below);
+            const uint32_t at = kept + __popc(kept_here & below);
             list[at] = uint16_t(anchor);
             weight[at] = coefficient;
         }
         kept += __popc(kept_here);
         __syncwarp();  // these entries are in place
     }
-    if (lane_id() != 0) return;
-    row.begin = begin;
-    row.count = kept;
+    uint32_t end = kept_of_row;
+#pragma unroll
+    for (uint32_t shift = 1; shift < kSmallRows / 2; shift <<= 1) {
+        const uint32_t lower = __shfl_up_sync(kFullWarp, end, shift);
+        if (lane_id() >= shift) end += lower;
+    }
+    if (lane_id() >= pairs) return;
+    rows[lane_id()].begin = end - kept_of_row;
+    rows[lane_id()].end = end;
 }
 
 // The report, by the first blocks.
@@ -208,18 +258,19 @@ __device__ __forceinline__ void goal_small_body(const GoalSmallParams& params) {
     const uint32_t pairs = params.pairs, t0 = (blockIdx.x - params.report_blocks) * pairs;
     const float threshold = is_ms(p) ? block_threshold(p.pmin, p.pmin_count, p.objective.eps, shared.scratch) : 0.0f;
     const StatsRule rule{p.stats, threshold, float(p.objective.beta)};
-    // Two tasks per row, the longer one first: where there are warps enough, one each.
-    for (uint32_t task = warp_id(); task < 4 * pairs; task += blockDim.x / kWarpSize) {
-        const bool find = task < 2 * pairs;
-        const uint32_t r = find ? task : task - 2 * pairs;
-        const bool of_x = r < pairs;
-        const uint32_t t = t0 + (of_x ? r : r - pairs);
-        if (t >= p.n) continue;
-        if (find) {
-            find_anchors(p, of_x ? p.ti : p.it, of_x ? params.gather.x : params.gather.y, t, t0, rule,
-                         shared.list[of_x ? 0 : 1], shared.weight[of_x ? 0 : 1], shared.rows[r]);
+    const uint32_t words = (p.n + kWarpSize - 1) / kWarpSize;
+    find_chosen(params, t0, words, shared);
+    __syncthreads();  // the bits are in place
+    // The longer tasks come first.
+    const uint32_t tasks = 2 + (is_ms(p) ? 2 * pairs : 2);
+    for (uint32_t task = warp_id(); task < tasks; task += blockDim.x / kWarpSize) {
+        const bool of_x = task % 2 == 0;
+        const int side = of_x ? 0 : 1;
+        if (task < 2) {
+            find_anchors(p, of_x ? p.ti : p.it, of_x ? params.gather.x : params.gather.y, t0, pairs, words, rule,
+                         shared.chosen[side], shared.list[side], shared.weight[side], shared.rows[side]);
         } else {
-            weigh_own(p, of_x ? p.it : p.ti, t, rule, shared.rows[r]);
+            weigh_own(p, of_x ? p.it : p.ti, t0, pairs, task / 2 - 1, rule, shared.rows[side]);
         }
     }
     __syncthreads();  // the terms of all rows are in place
@@ -230,7 +281,7 @@ __device__ __forceinline__ void goal_small_body(const GoalSmallParams& params) {
     for (uint32_t round = 0; round * groups < 2 * pairs; ++round) {
         const uint32_t r = round * groups + group;
         const bool of_x = r < pairs;
-        const uint32_t t = t0 + (of_x ? r : r - pairs);
+        const uint32_t place = of_x ? r : r - pairs, t = t0 + place;
         // Once per round for every thread. The scratch of one round is read until the next one's barrier.
         const auto join = [&](float radial) {
             float* scratch = shared.radial[round & 1];
@@ -246,10 +297,11 @@ __device__ __forceinline__ void goal_small_body(const GoalSmallParams& params) {
             if (s.own_inv != nullptr) join(0.0f);
             continue;
         }
-        const Row row = shared.rows[r];
-        const uint16_t* list = shared.list[of_x ? 0 : 1] + row.begin;
-        const float* weight = shared.weight[of_x ? 0 : 1] + row.begin;
-        const float of_pair = shared.rows[t - t0].of_pair + shared.rows[pairs + t - t0].of_pair;
+        const int side = of_x ? 0 : 1;
+        const Row row = shared.rows[side][place];
+        const uint16_t* list = shared.list[side];
+        const float* weight = shared.weight[side];
+        const float of_pair = shared.rows[0][place].of_pair + shared.rows[1][place].of_pair;
         const auto sum = [&](uint32_t col, float (&g)[kGatherColumns]) {
 #pragma unroll
             for (uint32_t k = 0; k < kGatherColumns; ++k) g[k] = 0.0f;
@@ -258,7 +310,7 @@ __device__ __forceinline__ void goal_small_body(const GoalSmallParams& params) {
                 add_term<T>(s, params.gather, row.negative, row.of_negative * inv_of(s, row.negative), col, g);
             }
 #pragma unroll 4
-            for (uint32_t i = 0; i < row.count; ++i) add_term<T>(s, params.gather, list[i], weight[i], col, g);
+            for (uint32_t i = row.begin; i < row.end; ++i) add_term<T>(s, params.gather, list[i], weight[i], col, g);
         };
         overflow += gather_row<T, G>(s, params.gather, t, threadIdx.x - group * row_threads, row_threads, sum, join);
     }

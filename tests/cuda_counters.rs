@@ -18,8 +18,8 @@ use simgrad::cuda::{
     pairwise_mixture_workspace_bytes, pairwise_step, pairwise_workspace_bytes,
 };
 use simgrad::{
-    DType, Error, MatMut, MatRef, MineOptions, Normalization, Objective, PairwiseObjective, PairwiseOptions,
-    PairwisePart, PairwiseReport, StepOptions,
+    CosineOptions, DType, Error, MatMut, MatRef, MineOptions, Normalization, Objective, PairwiseObjective,
+    PairwiseOptions, PairwisePart, PairwiseReport, RecallOptions, StepOptions,
 };
 
 const N: usize = 1024;
@@ -161,6 +161,33 @@ fn child_steps_formulas() {
     }
 }
 
+/// More than small tiles are chosen for: as many products as of `N` and `D`.
+const LARGE: (usize, usize) = (2048, 128);
+
+fn child_ranks_and_matrix(n: usize, d: usize) {
+    let cuda = Cuda::new(0).unwrap();
+    let (x, y) = (numbers::<bf16>(n * d, 1), numbers::<bf16>(n * d, 2));
+    let (x, y) = (MatRef::new(&x, n, d).unwrap(), MatRef::new(&y, n, d).unwrap());
+    host::ranks(&cuda, x, y, &RecallOptions::default()).unwrap();
+    let mut out = vec![0.0f32; n * n];
+    let out = MatMut::new(&mut out, n, n).unwrap();
+    host::cosine_matrix(&cuda, x.into(), y.into(), &CosineOptions::default(), out.into()).unwrap();
+}
+
+#[test]
+fn child_ranks_and_matrix_small() {
+    if is_child("child_ranks_and_matrix_small") {
+        child_ranks_and_matrix(N, D);
+    }
+}
+
+#[test]
+fn child_ranks_and_matrix_large() {
+    if is_child("child_ranks_and_matrix_large") {
+        child_ranks_and_matrix(LARGE.0, LARGE.1);
+    }
+}
+
 /// Counters of one launch.
 struct Launch(Value);
 
@@ -194,11 +221,16 @@ impl Launch {
 
 /// Runs one test of this file in a process of its own and returns the counters of its launches.
 fn launches(test: &str) -> Vec<Launch> {
-    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.counters"));
+    launches_on(test, "8.0")
+}
+
+/// The same on a device of this compute capability.
+fn launches_on(test: &str, capability: &str) -> Vec<Launch> {
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.{capability}.counters"));
     let _ = fs::remove_file(&file);
     let vars = [
         ("GPUEMU_COUNTERS", file.to_str()),
-        ("GPUEMU_CC", Some("8.0")),
+        ("GPUEMU_CC", Some(capability)),
         // One thread makes the counts of atomics and spins repeatable; the checks are other tests' business.
         ("GPUEMU_THREADS", Some("1")),
         ("GPUEMU_CHECK", Some("mem")),
@@ -222,9 +254,13 @@ fn counted() -> bool {
 }
 
 fn print(title: &str, launches: &[Launch]) {
+    print_of(title, (N, D), "8.0", launches);
+}
+
+fn print_of(title: &str, (n, d): (usize, usize), capability: &str, launches: &[Launch]) {
     let rows: Vec<String> = launches.iter().map(Launch::row).collect();
     say(&format!(
-        "\n{title}, n = m = {N}, d = {D}, bf16, compute capability 8.0\n\n\
+        "\n{title}, n = m = {n}, d = {d}, bf16, compute capability {capability}\n\n\
          | kernel | blocks | unique bytes read | unique bytes written | load efficiency | shared load conflicts | \
          shared store conflicts | tensor flop |\n| --- | --: | --: | --: | --: | --: | --: | --: |\n{}",
         rows.join("\n")
@@ -450,4 +486,56 @@ fn a_step_with_formulas_is_three_products_and_stores_similarities_once() {
     let flop = launches.iter().map(|l| l.count("tensor_flop_bf16")).sum::<u64>() as f64;
     let product = 2.0 * (N * N * D) as f64;
     assert!((3.0 * product..=3.15 * product).contains(&flop), "{flop} tensor operations, a product has {product}");
+}
+
+/// Bytes that tensor copies or asynchronous copies bring into shared memory for all products of a launch, by its kernel: a
+/// tile's rows and columns once per tile, those of a cluster once per unit of the cluster.
+fn copied(kernel: &str, (n, d): (usize, usize)) -> (&'static str, u64) {
+    let (counter, rows, cols) = match kernel {
+        k if k.contains("_small_hopper") => ("bulk_load_bytes", 128, 64),
+        k if k.starts_with("cosine_matrix_hopper") => ("bulk_load_bytes", 256, 256),
+        k if k.contains("_hopper") => ("bulk_load_bytes", 256, 128),
+        _ => ("async_copy_bytes", 128, 128),
+    };
+    (counter, ((n / rows) * (n / cols) * (rows + cols) * d * 2) as u64)
+}
+
+/// One sweep of either engine: a product, the operands as often as its tiles need them, the results and nothing else.
+#[track_caller]
+fn check_sweep(launch: &Launch, (n, d): (usize, usize), written: u64) {
+    let kernel = launch.kernel();
+    let flop = launch.count("tensor_flop_bf16");
+    assert_eq!(flop, (2 * n * n * d) as u64, "{kernel}");
+    let (counter, bytes) = copied(kernel, (n, d));
+    assert_eq!(launch.count(counter), bytes, "{kernel}: {counter}");
+    let operands = (2 * n * d * 2) as u64;
+    let read = launch.count("global_unique_bytes_read");
+    // And a few words per row and column.
+    assert!((operands..=operands + 2 * n as u64 * 24).contains(&read), "{kernel}: {read} bytes read");
+    assert!(launch.count("global_unique_bytes_written") <= written, "{kernel}");
+    assert_eq!((launch.count("inst_load_local"), launch.count("inst_store_local")), (0, 0), "{kernel}");
+    assert!(launch.ratio("shared_load_conflict_ratio") <= 1.05, "{kernel}");
+    assert!(launch.ratio("shared_store_conflict_ratio") <= 1.05, "{kernel}");
+}
+
+#[test]
+fn ranks_and_matrices_read_their_operands_once_per_tile_on_either_engine() {
+    if !counted() {
+        return;
+    }
+    for (test, shape) in [("child_ranks_and_matrix_small", (N, D)), ("child_ranks_and_matrix_large", LARGE)] {
+        for capability in ["8.0", "9.0"] {
+            let launches = launches_on(test, capability);
+            print_of("ranks and cosine_matrix", shape, capability, &launches);
+            let n = shape.0 as u64;
+            let named = |name: &str| {
+                let found = launches.iter().find(|l| l.kernel().starts_with(name) && l.count("tensor_flop_bf16") > 0);
+                found.unwrap_or_else(|| panic!("no {name}"))
+            };
+            check_sweep(named("ranks_"), shape, 2 * n * 4);
+            check_sweep(named("cosine_matrix_"), shape, n * n * 4);
+            let groups = launches.iter().any(|l| l.kernel().contains("_hopper"));
+            assert!(capability == "9.0" || !groups, "a kernel of sm_90a on {capability}");
+        }
+    }
 }

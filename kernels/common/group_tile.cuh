@@ -104,20 +104,21 @@ class GroupStream {
         prefetch_map(maps_.y);
     }
     // Enqueues the copies of a step. `at` starts as {0, 1}: the stages are empty.
-    __device__ __forceinline__ void copy_step(StageAt& at, uint32_t row0, uint32_t col0, uint32_t matrix = 0) const {
+    __device__ __forceinline__ void copy_step(StageAt& at, uint32_t row0, uint32_t col0, uint32_t x_matrix = 0,
+                                              uint32_t y_matrix = 0) const {
         for (uint32_t k = 0; k < k_steps_; ++k) {
             const uint32_t to = base_ + at.stage * kStageBytes, barrier = full(at.stage);
             const int32_t from = int32_t(k * (kRowBytes / sizeof(T)));
             barrier_wait(empty(at.stage), at.parity);
             barrier_expect(barrier, kStageBytes);
-            copy_box(to, maps_.x, barrier, from, int32_t(row0), int32_t(matrix));
+            copy_box(to, maps_.x, barrier, from, int32_t(row0), int32_t(x_matrix));
             if (kClusterBlocks > 1) {
                 constexpr uint32_t kShare = kStepCols / kClusterBlocks;
                 const uint32_t rank = cluster_rank();
                 copy_box_to(to + kStageBytesX + rank * kShare * kRowBytes, maps_.y, barrier, from,
-                            int32_t(col0 + rank * kShare), int32_t(matrix), (1 << kClusterBlocks) - 1);
+                            int32_t(col0 + rank * kShare), int32_t(y_matrix), (1 << kClusterBlocks) - 1);
             } else {
-                copy_box(to + kStageBytesX, maps_.y, barrier, from, int32_t(col0), int32_t(matrix));
+                copy_box(to + kStageBytesX, maps_.y, barrier, from, int32_t(col0), int32_t(y_matrix));
             }
             at.advance();
         }

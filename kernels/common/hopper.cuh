@@ -201,6 +201,8 @@ SIMGRAD_MULTIPLY_128(__half, "f16", 0)
 SIMGRAD_MULTIPLY_128(__nv_bfloat16, "bf16", 0)
 SIMGRAD_MULTIPLY_256(__half, "f16", 0)
 SIMGRAD_MULTIPLY_256(__nv_bfloat16, "bf16", 0)
+SIMGRAD_MULTIPLY_128(__nv_bfloat16, "bf16", 2)
+SIMGRAD_MULTIPLY_128(__nv_bfloat16, "bf16", 3)
 SIMGRAD_MULTIPLY_256(__nv_bfloat16, "bf16", 2)
 SIMGRAD_MULTIPLY_256(__nv_bfloat16, "bf16", 3)
 #undef SIMGRAD_MULTIPLY_64

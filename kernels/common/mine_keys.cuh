@@ -8,10 +8,15 @@
 #pragma once
 #include "common/mine_tile.cuh"
 
-// The best so far of the row that join_rows() leaves to this thread.
+// The best so far of a thread's rows; the four threads that share them hold the same.
 struct RowBest {
-    float value;
-    int32_t index;
+    float value[kThreadRows];
+    int32_t index[kThreadRows];
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < kThreadRows; ++i) value[i] = neg_infinity(), index[i] = -1;
+    }
 };
 
 struct KeyMiner {
@@ -45,6 +50,7 @@ struct KeyMiner {
         return __any_sync(~0u, neg_inf);
     }
 
+    // Of the thread's part of its rows, and of the warp's part of the columns, as join_cols() leaves it.
     __device__ __forceinline__ void maxima(const TileAcc& acc, float (&rows)[kThreadRows], float (&cols)[kThreadCols]) const {
 #pragma unroll
         for (int i = 0; i < kThreadRows; ++i) {
@@ -55,9 +61,7 @@ struct KeyMiner {
                 cols[k] = i == 0 ? s : max_nan(cols[k], s);
             }
         }
-        const auto larger = [](float a, float b) { return max_nan(a, b); };
-        join_rows(rows, thread, larger);
-        join_cols(cols, thread, larger);
+        join_cols(cols, thread, [](float a, float b) { return max_nan(a, b); });
     }
 
     // Of elements that `bound` lets pass, the candidates' places: lowest column of row i.
@@ -70,23 +74,22 @@ struct KeyMiner {
         return place;
     }
 
-    __device__ __forceinline__ void update_rows(const TileAcc& acc, TileBits candidates, float top, bool neg_inf, uint32_t col0,
-                                                RowBest& best) const {
-        const bool beaten =
-            value_beats(top, best.value) || (neg_inf && best.index < 0 && top == neg_infinity());
-        const uint32_t rows = __ballot_sync(~0u, beaten);
-        if (rows == 0) return;
-        // Lane bit 0 says which of the two rows a lane has after join_rows().
-        const float bound = beaten ? lookup_bound(top) : pos_infinity();
+    __device__ __forceinline__ void update_rows(const TileAcc& acc, TileBits candidates, const float (&rows)[kThreadRows],
+                                                bool neg_inf, uint32_t col0, RowBest& best) const {
+        const auto beats = [&](float top, int i) {
+            return value_beats(top, best.value[i]) || (neg_inf && best.index[i] < 0 && top == neg_infinity());
+        };
 #pragma unroll
         for (int i = 0; i < kThreadRows; ++i) {
-            if ((rows & (i == 0 ? 0x55555555u : 0xaaaaaaaau)) == 0) continue;
-            const float of_row = __shfl_sync(~0u, bound, (thread.lane() & ~1u) | i);
-            uint32_t place = lowest_place(acc, candidates, i, of_row);
+            if (!__any_sync(~0u, beats(rows[i], i))) continue;
+            float top = max_nan(rows[i], exchange(rows[i], 1));
+            top = max_nan(top, exchange(top, 2));
+            const bool beaten = beats(top, i);
+            uint32_t place = lowest_place(acc, candidates, i, beaten ? lookup_bound(top) : pos_infinity());
             place = min(place, exchange(place, 1));
             place = min(place, exchange(place, 2));
             // Without a place every -infinity of the row is one that is no candidate.
-            if (beaten && (thread.lane() & 1) == uint32_t(i) && place != ~0u) best = {top, int32_t(col0 + place)};
+            if (beaten && place != ~0u) best.value[i] = top, best.index[i] = int32_t(col0 + place);
         }
     }
 
@@ -141,13 +144,16 @@ struct KeyMiner {
         float rows[kThreadRows];
         float cols[kThreadCols];
         maxima(acc, rows, cols);
-        update_rows(acc, bits, rows[0], neg_inf, col0, best);
+        update_rows(acc, bits, rows, neg_inf, col0, best);
         update_cols(acc, bits, cols, before, neg_inf, row0, col0);
     }
 
     __device__ __forceinline__ void leave_rows(uint32_t row0, const RowBest& best) const {
-        const uint32_t row = row0 + thread.joined_row(0);
-        if ((thread.lane() & 2) == 0 && best.index >= 0) atomicMax(row_key(row), mining_key(best.value, uint32_t(best.index)));
+#pragma unroll
+        for (int i = 0; i < kThreadRows; ++i) {
+            if ((thread.lane() & 3) != uint32_t(i) || best.index[i] < 0) continue;
+            atomicMax(row_key(row0 + thread.row(i)), mining_key(best.value[i], uint32_t(best.index[i])));
+        }
     }
 
     static __device__ __forceinline__ uint64_t load_relaxed(const unsigned long long* key) {
@@ -161,13 +167,14 @@ struct KeyMiner {
 // with kSelectPair: only the similarities of the pairs are wanted.
 template <typename Sweep>
 __device__ __forceinline__ void mine_keys(const MineParams& p, Sweep& sweep, const TileRect& rect) {
-    RowBest best{neg_infinity(), -1};
+    RowBest best;
+    best.clear();
     sweep.template run<false>([&](TileAcc& acc, uint32_t r, uint32_t c, char*) {
         const KeyMiner miner(p);
         miner.tile(acc, r * kTile, c * kTileCols, best);
         if (c + 1 == rect.c_end) {
             miner.leave_rows(r * kTile, best);
-            best = {neg_infinity(), -1};
+            best.clear();
         }
     });
 }

@@ -29,6 +29,7 @@ constexpr uint32_t kRowPlanes = 5;       // of a row's coefficients
 constexpr uint32_t kColPlanes = 3;       // of a column's
 constexpr uint32_t kPairLines = 256;     // per block of pairwise_finalize, a thread each
 constexpr uint32_t kPairFinish = 256;    // threads of a block of pairwise_finish_*, at most
+constexpr uint32_t kSplitThreads = 64;   // of a block of pairwise_split_f16
 constexpr uint32_t kWaveSums = 4;       // of a block of pairwise_weights_*: W s, W; kFormSigLip: loss and similarities of positives
 constexpr uint32_t kPairZeroed = 8;      // words: two counters of pairs (u64), overflow, a ticket, spare
 
@@ -201,6 +202,52 @@ struct PairwiseGradParams {
     uint32_t accumulate;   // 1: gy is added to, else written
 };
 static_assert(sizeof(PairwiseGradParams) == 112, "keep in step with src/cuda/pairwise_params.rs");
+
+// The same beside tensor maps.
+struct PairwiseGradGroupParams {
+    const uint8_t* skip_x;  // as in PairwiseGradParams
+    const uint8_t* skip_y;
+    float* gx;
+    float* gy;
+    int64_t ldg;
+    uint32_t n;
+    uint32_t m;
+    uint32_t d;
+    uint32_t first_tile;
+    uint32_t end_tile;
+    uint32_t accumulate;
+    uint32_t tile_cols;     // 128 or 256, columns of a tile of gx or gy
+    uint32_t panels;        // 1: the maps of x and y are those of panels, else those of rows
+    uint32_t rest_x;        // f16: rows from a leading part to the rest
+    uint32_t rest_y;
+    uint32_t across;        // tiles of a cluster beside each other
+    uint32_t x_is_long;     // 1: those of gx have more steps than those of gy, else not
+    uint32_t long_tiles;    // of a cluster, of the product with more steps
+    uint32_t short_tiles;
+    uint32_t long_steps;    // of 64 k, in each of them
+    uint32_t short_steps;
+    uint32_t meanwhile;     // long_steps / short_steps
+    uint32_t pad_;
+};
+static_assert(sizeof(PairwiseGradGroupParams) == 112, "keep in step with src/cuda/pairwise_params.rs");
+
+// Rows of f16 and where their parts go.
+struct PairwiseSplitSide {
+    const void* src;   // (rows, d) f16, rows aligned to 16 bytes
+    void* parts;       // (2, padded, ld_parts) bf16
+    int64_t ld;        // elements
+    uint32_t rows;
+    uint32_t padded;   // at least rows
+};
+static_assert(sizeof(PairwiseSplitSide) == 32, "keep in step with src/cuda/pairwise_params.rs");
+
+struct PairwiseSplitParams {
+    PairwiseSplitSide x;
+    PairwiseSplitSide y;  // without rows for a set with itself
+    uint32_t d;
+    uint32_t ld_parts;    // elements, a multiple of 8, at least d
+};
+static_assert(sizeof(PairwiseSplitParams) == 72, "keep in step with src/cuda/pairwise_params.rs");
 
 // The gradient of one matrix.
 struct PairwiseFinishSide {

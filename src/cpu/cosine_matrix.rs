@@ -83,7 +83,8 @@ fn similarities<T: Element, O: Element<Acc = T::Acc>>(
     let [x_scales, y_scales] = unit_scales(cpu, x, y, options.normalization);
     let x = Rows { mat: x, scales: x_scales.as_deref() };
     let y = Rows { mat: y, scales: y_scales.as_deref() };
-    let plan = Plan::new::<T::Acc>(cpu, x.mat.rows(), y.mat.rows(), x.mat.cols());
+    let plan = Plan::of_output::<T::Acc>(cpu, x.mat.rows(), y.mat.rows(), x.mat.cols());
+    let plan = plan.with_pairs(cpu, x, y);
     let scale = T::Acc::from_f64(options.scale);
     for cols in plan.slices(y.mat.rows(), x.mat.cols()) {
         let shared = plan.shared_panels(cpu, y, &cols);

@@ -123,6 +123,44 @@ pub(super) fn write_gradient<T: Element, U: Element<Acc = T::Acc>, G: Element<Ac
     cpu.isa().run(Finish { g, through, accumulate: write == WriteMode::Accumulate, out })
 }
 
+/// `(x * pow2) · g`
+pub(super) fn along<T: Element>(cpu: &Cpu, x: &[T], pow2: T::Acc, g: &[T::Acc]) -> T::Acc {
+    cpu.isa().run(Along { x, pow2, g })
+}
+
+struct Along<'a, T: Element> {
+    x: &'a [T],
+    pow2: T::Acc,
+    g: &'a [T::Acc],
+}
+
+impl<T: Element> Kernel<T::Acc> for Along<'_, T> {
+    type Out = T::Acc;
+
+    #[inline(always)]
+    fn run<S: Simd<T::Acc>>(self) -> T::Acc {
+        dot::<T, S>(self.x, self.pow2, self.g)
+    }
+}
+
+/// As [`write_gradient`] for some elements of a row, given their sum and, for the Jacobian, `(x * pow2) · g` over the whole
+/// row.
+pub(super) fn write_part<T: Element, G: Element<Acc = T::Acc>>(
+    cpu: &Cpu,
+    through: Option<Through<'_, T, T::Acc>>,
+    g: &mut [T::Acc],
+    write: WriteMode,
+    out: &mut [G],
+) -> u32 {
+    if let Some((_, RowScale { kind: RowKind::Zero, .. }, _)) = through {
+        if write == WriteMode::Overwrite {
+            out.fill(G::zeroed());
+        }
+        return 0;
+    }
+    cpu.isa().run(Finish { g, through, accumulate: write == WriteMode::Accumulate, out })
+}
+
 /// `g = Σ (row * pow2) * factor`, in the order of the terms; returns `(target * pow2) · g`, 0 without a target.
 struct Combine<'a, T: Element, U: Element<Acc = T::Acc>> {
     terms: &'a [Term<'a, U>],
@@ -209,12 +247,12 @@ fn dot<T: Element, S: Simd<T::Acc>>(x: &[T], pow2: T::Acc, g: &[T::Acc]) -> T::A
 }
 
 /// A row, its scale, and `(x * pow2) · g`.
-type Along<'a, T, A> = (&'a [T], RowScale<A>, A);
+type Through<'a, T, A> = (&'a [T], RowScale<A>, A);
 
 /// The Jacobian, given `(x * pow2) · g`, and the write to the output type.
 struct Finish<'a, T: Element, G: Element<Acc = T::Acc>> {
     g: &'a mut [T::Acc],
-    through: Option<Along<'a, T, T::Acc>>,
+    through: Option<Through<'a, T, T::Acc>>,
     accumulate: bool,
     out: &'a mut [G],
 }

@@ -18,6 +18,7 @@ mod mine;
 mod mined_triplet;
 mod objective;
 mod pack;
+mod pairs;
 mod pairwise;
 mod pool;
 mod positive_ranks;

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::pairs::words;
 use super::pool::{Cpu, Scratch};
 use super::product::K_BLOCK;
 use super::real::Real;
@@ -39,6 +40,11 @@ pub(super) struct Panels<'c, A> {
 }
 
 impl<A: Real + bytemuck::Pod> Panels<'_, A> {
+    /// Whether they are the panels of exactly these columns.
+    pub(super) fn holds(&self, cols: &Range<usize>) -> bool {
+        self.cols == *cols
+    }
+
     /// The panels that hold the columns `cols`, which start at a panel's edge, and their factors.
     pub(super) fn of(&self, cols: &Range<usize>) -> (&[A], Option<&[A]>) {
         let first = (cols.start - self.cols.start) / self.nr;
@@ -69,15 +75,16 @@ pub(super) fn pack_panels<'c, T: Element>(
     y: Rows<'_, T>,
     cols: &Range<usize>,
     packer: Packer,
+    pairs: bool,
 ) -> Panels<'c, T::Acc> {
     let (_, nr) = cpu.isa().register_rows::<T::Acc>();
-    let depth = y.mat.cols();
+    let depth = packed_depth(y.mat.cols(), pairs);
     let padded = cols.len().next_multiple_of(nr);
     let mut data = cpu.scratch::<T::Acc>(padded * depth);
     let panels = data.chunks_exact_mut(nr * depth).enumerate();
     let pack = |(p, dst): (usize, &mut [T::Acc])| {
         let first = cols.start + p * nr;
-        pack_panel(cpu, y, first..(first + nr).min(cols.end), dst);
+        pack_panel(cpu, y, first..(first + nr).min(cols.end), pairs, dst);
     };
     match packer {
         Packer::All => cpu.each(padded * depth, panels, pack),
@@ -91,10 +98,25 @@ pub(super) fn pack_panels<'c, T: Element>(
     Panels { data, inv, cols: cols.clone(), nr, depth }
 }
 
-fn pack_panel<T: Element>(cpu: &Cpu, y: Rows<'_, T>, rows: Range<usize>, dst: &mut [T::Acc]) {
+/// Elements that a row of `depth` features is packed into.
+pub(super) fn packed_depth(depth: usize, pairs: bool) -> usize {
+    if pairs { depth.div_ceil(2) } else { depth }
+}
+
+/// Elements of a packed band of `rows` rows.
+pub(super) fn band_len(rows: usize, depth: usize, pairs: bool) -> usize {
+    depth.div_ceil(K_BLOCK) * rows * block(pairs)
+}
+
+/// Elements of a band's row and block.
+fn block(pairs: bool) -> usize {
+    packed_depth(K_BLOCK, pairs)
+}
+
+fn pack_panel<T: Element>(cpu: &Cpu, y: Rows<'_, T>, rows: Range<usize>, pairs: bool, dst: &mut [T::Acc]) {
     let factors: Vec<T::Acc> = rows.clone().map(|j| y.scale(j).pow2).collect();
-    let ld = y.mat.row_stride();
-    cpu.isa().run(PackPanel { src: &y.mat.data()[rows.start * ld..], ld, factors: &factors, dst });
+    let (ld, cols) = (y.mat.row_stride(), y.mat.cols());
+    cpu.isa().run(PackPanel { src: &y.mat.data()[rows.start * ld..], ld, cols, factors: &factors, pairs, dst });
 }
 
 /// Transposes up to `NR` rows of `Y`, each times its factor, into a panel `(features, NR)`; missing rows become 0.
@@ -102,8 +124,11 @@ struct PackPanel<'a, T: Element> {
     /// Rows `ld` elements apart.
     src: &'a [T],
     ld: usize,
-    /// One per row.
+    /// Features.
+    cols: usize,
+    /// One per row; not looked at in pairs.
     factors: &'a [T::Acc],
+    pairs: bool,
     dst: &'a mut [T::Acc],
 }
 
@@ -114,13 +139,18 @@ impl<T: Element> Kernel<T::Acc> for PackPanel<'_, T> {
     fn run<S: Simd<T::Acc>>(self) {
         /// Features at a time: eight rows of them and the panel's part stay in the first-level cache.
         const STEP: usize = 64;
-        let Self { src, ld, factors, dst } = self;
+        let Self { src, ld, cols, factors, pairs, dst } = self;
         let mut rows = [T::Acc::ZERO; 8 * STEP];
         for (block, dst) in dst.chunks_mut(STEP * S::NR).enumerate() {
             let depth = dst.len() / S::NR;
             for first in (0..S::NR).step_by(8) {
                 for (r, wide) in rows.chunks_exact_mut(STEP).enumerate() {
                     match factors.get(first + r) {
+                        Some(_) if pairs => {
+                            let row = &src[(first + r) * ld..][..cols];
+                            let row = &row[2 * block * STEP..cols.min(2 * (block * STEP + depth))];
+                            words(bytemuck::cast_slice(row), &mut wide[..depth]);
+                        }
                         Some(&factor) => {
                             let row = &src[(first + r) * ld + block * STEP..][..depth];
                             scale_into::<T, S>(row, factor, &mut wide[..depth]);
@@ -158,7 +188,9 @@ fn scale_into<T: Element, S: Simd<T::Acc>>(src: &[T], factor: T::Acc, dst: &mut 
 /// Puts one row of `X`, times `factor`, into its place in a band: blocks of [`K_BLOCK`] features, `slab_len` apart.
 struct PackRow<'a, T: Element> {
     src: &'a [T],
+    /// Not looked at in pairs.
     factor: T::Acc,
+    pairs: bool,
     /// The band from this row's first block on.
     dst: &'a mut [T::Acc],
     slab_len: usize,
@@ -170,22 +202,27 @@ impl<T: Element> Kernel<T::Acc> for PackRow<'_, T> {
     #[inline(always)]
     fn run<S: Simd<T::Acc>>(self) {
         for (src, dst) in self.src.chunks(K_BLOCK).zip(self.dst.chunks_mut(self.slab_len)) {
-            scale_into::<T, S>(src, self.factor, &mut dst[..src.len()]);
+            if self.pairs {
+                words(bytemuck::cast_slice(src), &mut dst[..src.len().div_ceil(2)]);
+            } else {
+                scale_into::<T, S>(src, self.factor, &mut dst[..src.len()]);
+            }
         }
     }
 }
 
 /// Packs the rows `rows` of `x` into `band`, rows beyond them as zeros, and their factors into `inv`.
 ///
-/// `band` is `(k blocks, inv.len(), K_BLOCK)`.
+/// `band` is `(k blocks, inv.len(), K_BLOCK)`, or with `pairs` half as long: see [`band_len`].
 pub(super) fn pack_band<T: Element>(
     cpu: &Cpu,
     x: Rows<'_, T>,
     rows: Range<usize>,
+    pairs: bool,
     band: &mut [T::Acc],
     inv: &mut [T::Acc],
 ) {
-    let slab_len = inv.len() * K_BLOCK;
+    let slab_len = inv.len() * block(pairs);
     if rows.len() < inv.len() {
         band.fill(T::Acc::ZERO);
         inv[rows.len()..].fill(T::Acc::ZERO);
@@ -193,6 +230,12 @@ pub(super) fn pack_band<T: Element>(
     for (r, (i, inv)) in rows.zip(inv).enumerate() {
         let scale = x.scale(i);
         *inv = scale.inv;
-        cpu.isa().run(PackRow { src: x.mat.row(i), factor: scale.pow2, dst: &mut band[r * K_BLOCK..], slab_len });
+        cpu.isa().run(PackRow {
+            src: x.mat.row(i),
+            factor: scale.pow2,
+            pairs,
+            dst: &mut band[r * block(pairs)..],
+            slab_len,
+        });
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, Zeroable};
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -20,8 +21,12 @@ const WORTH_A_SESSION: usize = 1 << 20;
 /// Multiply-adds above which a part of an operation waits for threads that are still asleep.
 const WORTH_WAKING: usize = 1 << 24;
 
-/// Multiply-adds above which handing a part to a thread that is awake pays off, about a microsecond.
-const WORTH_A_TASK: usize = 1 << 15;
+/// Multiply-adds above which handing a part to a thread that is awake pays off, a few microseconds.
+const WORTH_A_TASK: usize = 1 << 17;
+
+/// How long threads stay awake for the next operation: about as long as waking one takes, so that it is never much more than
+/// what it may save.
+const LINGER: Duration = Duration::from_micros(100);
 
 /// Scratch buffers that a thread keeps.
 const KEEP_BUFFERS: usize = 8;
@@ -71,6 +76,27 @@ impl Cpu {
     /// [`Error::InvalidOption`] if `threads` is 0 or above 1024, or if the system refuses to start that many.
     pub fn with_threads(threads: usize) -> Result<Self> {
         Self::build(threads, Isa::detect())
+    }
+
+    /// A handle with `threads` threads whose kernels use `instruction_set`, one of [`Self::instruction_sets`]: to compare
+    /// them, or to get the same bits on machines of which only some have the best one.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] if this machine does not have that instruction set, and as [`Self::with_threads`].
+    pub fn with_instruction_set(threads: usize, instruction_set: &str) -> Result<Self> {
+        let isa = Isa::available().into_iter().find(|isa| isa.name() == instruction_set);
+        let isa = isa.ok_or_else(|| Error::InvalidOption {
+            op: "Cpu::with_instruction_set",
+            arg: "instruction_set",
+            expected: Self::instruction_sets().join(", "),
+            got: instruction_set.to_owned(),
+        })?;
+        Self::build(threads, isa)
+    }
+
+    /// The instruction sets that the kernels can use on this machine, best first: of `avx512`, `avx2` and `portable`.
+    pub fn instruction_sets() -> Vec<&'static str> {
+        Isa::available().into_iter().map(Isa::name).collect()
     }
 
     /// The number of threads, the caller's included.
@@ -256,13 +282,20 @@ impl Team {
         Session(self)
     }
 
-    /// Executes the pool's tasks until no operation runs.
+    /// Executes the pool's tasks until no operation has run for [`LINGER`].
     fn serve(&self) {
         self.awake.fetch_add(1, Ordering::AcqRel);
-        while self.sessions.load(Ordering::Acquire) > 0 {
-            if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                std::hint::spin_loop();
+        let mut since = None;
+        loop {
+            if rayon::yield_now() == Some(rayon::Yield::Executed) {
+                continue;
             }
+            if self.sessions.load(Ordering::Acquire) > 0 {
+                since = None;
+            } else if since.get_or_insert_with(Instant::now).elapsed() > LINGER {
+                break;
+            }
+            std::hint::spin_loop();
         }
         self.awake.fetch_sub(1, Ordering::AcqRel);
         self.called.fetch_sub(1, Ordering::AcqRel);
@@ -332,6 +365,18 @@ mod tests {
             let err = Cpu::with_threads(threads).unwrap_err();
             assert!(matches!(err, Error::InvalidOption { arg: "threads", .. }), "{err}");
         }
+    }
+
+    #[test]
+    fn instruction_sets_are_chosen_by_name_and_others_refused() {
+        for name in Cpu::instruction_sets() {
+            assert_eq!(Cpu::with_instruction_set(2, name).unwrap().instruction_set(), name);
+        }
+        assert_eq!(Cpu::with_threads(1).unwrap().instruction_set(), Cpu::instruction_sets()[0]);
+        let err = Cpu::with_instruction_set(1, "mmx").unwrap_err();
+        assert!(matches!(err, Error::InvalidOption { arg: "instruction_set", .. }), "{err}");
+        assert!(err.to_string().contains("portable") && err.to_string().contains("mmx"), "{err}");
+        assert!(Cpu::with_instruction_set(0, "portable").is_err());
     }
 
     #[test]

@@ -6,12 +6,17 @@
 //! chain over all features would keep that too, but its rounding error grows with the partial sum: at 1024 features and
 //! a similarity of 1 it passes 1e-6, the blocked sum stays below half of that.
 
+use std::marker::PhantomData;
+
 use super::real::Real;
 use super::tile::{Kernel, Simd};
 
 /// Features per multiply-add chain. A panel of `Y` of this depth (16 KiB) stays in the first-level cache while all
 /// panels of a band of `X` pass over it.
 pub(crate) const K_BLOCK: usize = 128;
+
+/// Elements of at most a cache line.
+const LINE: usize = 16;
 
 /// What a register tile does with its sums.
 #[derive(Clone, Copy)]
@@ -20,24 +25,29 @@ pub struct Stage<'a, A> {
     pub first: bool,
     /// After the last block: factors per row and per column of the tile, applied as `sum * (row * column)`.
     pub scale: Option<(&'a [A], &'a [A])>,
+    /// What is read soon, at most [`K_BLOCK`] cache lines.
+    pub ahead: &'a [A],
 }
 
 /// `out[r, c] (+)= Σ_k a[r, k] b[k, c]` for `MR` rows and `NV` vectors of columns, then the scaling of `stage`.
 ///
-/// `a` is `(MR, K_BLOCK)`, `b` is `(k, NR)` for any `k` up to `K_BLOCK`, `out` has row stride `ld`.
+/// `a` is `(MR, BLOCK)`, `b` is `(k, NR)` for any `k` up to `BLOCK`, `out` has row stride `ld`.
 #[inline(always)]
-pub(crate) fn register_tile<A: Real, S: Simd<A>, const MR: usize, const NV: usize>(
+pub(crate) fn register_tile<A: Real, S: Simd<A>, const MR: usize, const NV: usize, const BLOCK: usize>(
     a: &[A],
     b: &[A],
     out: &mut [A],
     ld: usize,
     stage: Stage<'_, A>,
 ) {
-    let (a, _) = a.as_chunks::<K_BLOCK>();
-    let Ok(a) = <&[[A; K_BLOCK]; MR]>::try_from(a) else { return };
+    let (a, _) = a.as_chunks::<BLOCK>();
+    let Ok(a) = <&[[A; BLOCK]; MR]>::try_from(a) else { return };
     let mut acc = [[S::splat(A::ZERO); NV]; MR];
-    for (k, b) in (0..K_BLOCK).zip(b.chunks_exact(NV * S::LANES)) {
+    for (k, b) in (0..BLOCK).zip(b.chunks_exact(NV * S::LANES)) {
         let mut columns = [S::splat(A::ZERO); NV];
+        if let Some(line) = stage.ahead.get(k * LINE) {
+            S::prefetch(line);
+        }
         for (v, column) in columns.iter_mut().enumerate() {
             *column = S::load(&b[v * S::LANES..]);
         }
@@ -60,13 +70,37 @@ pub(crate) fn register_tile<A: Real, S: Simd<A>, const MR: usize, const NV: usiz
     }
 }
 
+/// How operands are packed, and the register tile for it.
+pub(crate) trait Micro<A> {
+    /// Rows of `X` per register tile.
+    const MR: usize;
+    /// Rows of `Y` per register tile.
+    const NR: usize;
+    /// Elements per row and block of a band: [`K_BLOCK`] features.
+    const BLOCK: usize;
+    fn tile(a: &[A], b: &[A], out: &mut [A], ld: usize, stage: Stage<'_, A>);
+}
+
+/// An element per feature.
+struct Single<S>(PhantomData<S>);
+
+impl<A: Real, S: Simd<A>> Micro<A> for Single<S> {
+    const MR: usize = S::MR;
+    const NR: usize = S::NR;
+    const BLOCK: usize = K_BLOCK;
+    #[inline(always)]
+    fn tile(a: &[A], b: &[A], out: &mut [A], ld: usize, stage: Stage<'_, A>) {
+        S::micro(a, b, out, ld, stage);
+    }
+}
+
 /// Product of a packed band of `X` and consecutive packed panels of `Y`; kernel of [`Isa::run`].
 pub(crate) struct Multiply<'a, A> {
-    /// `(k blocks, tiles of MR rows, MR, K_BLOCK)`
+    /// `(k blocks, tiles of MR rows, MR, BLOCK)`
     pub(crate) band: &'a [A],
     /// `(panels, depth, NR)`
     pub(crate) panels: &'a [A],
-    /// Features.
+    /// Features, or pairs of them.
     pub(crate) depth: usize,
     /// `(tiles * MR, panels * NR)`
     pub(crate) out: &'a mut [A],
@@ -83,21 +117,39 @@ impl<A: Real> Kernel<A> for Multiply<'_, A> {
 
     #[inline(always)]
     fn run<S: Simd<A>>(self) {
-        let blocks = self.depth.div_ceil(K_BLOCK);
-        let tile_len = S::MR * K_BLOCK;
+        self.tiles::<Single<S>>();
+    }
+}
+
+impl<A: Real> Multiply<'_, A> {
+    /// Tile by tile.
+    #[inline(always)]
+    pub(crate) fn tiles<S: Micro<A>>(self) {
+        let blocks = self.depth.div_ceil(S::BLOCK);
+        let tile_len = S::MR * S::BLOCK;
         let ld = self.ld;
         for (block, slab) in self.band.chunks_exact(self.band.len() / blocks).enumerate() {
-            let k0 = block * K_BLOCK;
-            let k1 = self.depth.min(k0 + K_BLOCK);
+            let k0 = block * S::BLOCK;
+            let k1 = self.depth.min(k0 + S::BLOCK);
+            let tiles = slab.len() / tile_len;
             for (p, panel) in self.panels.chunks_exact(self.depth * S::NR).enumerate() {
+                // Of the next panel the same block, of the last one's successors the first panel's next block. The
+                // hardware does not foresee either jump.
+                let ahead = match p * self.depth * S::NR {
+                    at if at + panel.len() < self.panels.len() => at + panel.len() + k0 * S::NR,
+                    _ => k1 * S::NR,
+                };
+                let ahead = self.panels.get(ahead..ahead + (k1 - k0) * S::NR).unwrap_or(&[]);
+                let share = ahead.len().div_ceil(tiles).next_multiple_of(LINE).max(LINE);
                 let columns = &panel[k0 * S::NR..k1 * S::NR];
                 for (t, tile) in slab.chunks_exact(tile_len).enumerate() {
                     let scale = match self.scale {
                         Some((rows, cols)) if k1 == self.depth => Some((&rows[t * S::MR..], &cols[p * S::NR..])),
                         _ => None,
                     };
-                    let stage = Stage { first: block == 0 && !self.add, scale };
-                    S::micro(tile, columns, &mut self.out[t * S::MR * ld + p * S::NR..], ld, stage);
+                    let ahead = ahead.chunks(share).nth(t).unwrap_or(&[]);
+                    let stage = Stage { first: block == 0 && !self.add, scale, ahead };
+                    S::tile(tile, columns, &mut self.out[t * S::MR * ld + p * S::NR..], ld, stage);
                 }
             }
         }

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use super::pack::{Packer, Panels, Rows, SLICE_ELEMENTS, pack_band, pack_panels, slices};
+use super::pack::{Packer, Panels, Rows, SLICE_ELEMENTS, band_len, pack_band, pack_panels, packed_depth, slices};
+use super::pairs;
 use super::pool::{Cpu, Scratch};
-use super::product::{Diagonal, K_BLOCK, Multiply};
+use super::product::{Diagonal, Multiply};
 use super::real::Real;
 use crate::dtype::{Accum, Element};
 
@@ -24,6 +25,8 @@ pub(super) struct Plan {
     own_panels: bool,
     /// Bands of rows that a thread keeps in packed form.
     kept_bands: usize,
+    /// Whether features are multiplied in pairs, which changes no bit: see [`super::pairs`].
+    pairs: bool,
 }
 
 /// Similarities of some rows and columns, padded to whole register tiles.
@@ -43,20 +46,39 @@ pub(super) struct Piece {
 }
 
 impl Plan {
-    /// Pieces to aim for, so that a late thread costs little.
+    /// Pieces to aim for in a small matrix, where every one costs something.
     const WANTED_PIECES: usize = 8;
+    /// Pieces to aim for, so that a late thread costs little.
+    const MANY_PIECES: usize = 24;
     /// Rows of a band: enough that the traffic of `Y` from memory is less than a byte per cycle.
     const BAND: usize = 96;
 
+    /// Multiply-adds up to which each thread packs what it reads, though others pack the same.
+    const SMALL: usize = 1 << 27;
+
     pub(super) fn new<A: Real>(cpu: &Cpu, n: usize, m: usize, depth: usize) -> Self {
-        /// Multiply-adds up to which each piece packs its own columns, and the rows again.
-        const SMALL: usize = 1 << 27;
         let work = n.saturating_mul(m).saturating_mul(depth);
-        if work <= SMALL && m.saturating_mul(depth) <= SLICE_ELEMENTS {
+        if work <= Self::SMALL && m.saturating_mul(depth) <= SLICE_ELEMENTS {
             Self::by_columns::<A>(cpu, n, m, depth)
         } else {
             Self::by_rows::<A>(cpu, n, m)
         }
+    }
+
+    /// As [`Self::new`] if the tiles are written to a matrix by rows: then no two pieces share a cache line of it, and of
+    /// two threads none waits for lines that the other one has written.
+    pub(super) fn of_output<A: Real>(cpu: &Cpu, n: usize, m: usize, depth: usize) -> Self {
+        /// Elements of packed columns that each thread packs for itself: half of a second-level cache of 1 MiB in `f32`.
+        const OWN_ELEMENTS: usize = 1 << 17;
+        let work = n.saturating_mul(m).saturating_mul(depth);
+        let plan = Self::by_rows::<A>(cpu, n, m);
+        if work <= Self::SMALL && m.saturating_mul(depth) <= OWN_ELEMENTS {
+            return Self { piece_cols: m.max(1).next_multiple_of(plan.block), own_panels: true, ..plan };
+        }
+        if work <= Self::SMALL && m.saturating_mul(depth) <= SLICE_ELEMENTS {
+            return Self::by_columns::<A>(cpu, n, m, depth);
+        }
+        plan
     }
 
     /// For a small matrix: pieces of all rows, so that no thread reads what another has packed.
@@ -69,20 +91,27 @@ impl Plan {
         let piece_cols = m.div_ceil(nr).div_ceil(Self::WANTED_PIECES).max(1) * nr;
         let piece_rows = n.next_multiple_of(band).max(band);
         let kept_bands = if n.saturating_mul(depth) <= KEPT_ELEMENTS { n.div_ceil(band).max(1) } else { 1 };
-        Self { band, block: 8 * nr, piece_rows, piece_cols, own_panels: true, kept_bands }
+        Self { band, block: 8 * nr, piece_rows, piece_cols, own_panels: true, kept_bands, pairs: false }
     }
 
     fn by_rows<A: Real>(cpu: &Cpu, n: usize, m: usize) -> Self {
         /// Pieces in a column: the column statistics of all of them are held at once.
         const MOST_IN_COLUMN: usize = 64;
         let (mr, nr) = cpu.isa().register_rows::<A>();
-        let band = n.div_ceil(Self::WANTED_PIECES).clamp(16, Self::BAND).next_multiple_of(mr);
+        // In multiples of four, so that few threads get as many each.
+        let bands = n.div_ceil(Self::BAND).next_multiple_of(4).max(Self::WANTED_PIECES);
+        let band = n.div_ceil(bands).max(16).next_multiple_of(mr);
         let block = 8 * nr;
         let piece_rows = n.div_ceil(band).div_ceil(MOST_IN_COLUMN).max(1) * band;
         let row_pieces = n.div_ceil(piece_rows).max(1);
-        let col_pieces = Self::WANTED_PIECES.div_ceil(row_pieces);
+        let col_pieces = Self::MANY_PIECES.div_ceil(row_pieces);
         let piece_cols = m.div_ceil(col_pieces).max(1).next_multiple_of(block);
-        Self { band, block, piece_rows, piece_cols, own_panels: false, kept_bands: 1 }
+        Self { band, block, piece_rows, piece_cols, own_panels: false, kept_bands: 1, pairs: false }
+    }
+
+    /// With products in pairs if these rows admit it.
+    pub(super) fn with_pairs<T: Element>(self, cpu: &Cpu, x: Rows<'_, T>, y: Rows<'_, T>) -> Self {
+        Self { pairs: pairs::fit(cpu, x, y), ..self }
     }
 
     /// The slices of the `m` columns that are swept one after the other.
@@ -97,7 +126,7 @@ impl Plan {
         y: Rows<'_, T>,
         cols: &Range<usize>,
     ) -> Option<Panels<'c, T::Acc>> {
-        (!self.own_panels).then(|| pack_panels(cpu, y, cols, Packer::All))
+        (!self.own_panels).then(|| pack_panels(cpu, y, cols, Packer::All, self.pairs))
     }
 
     /// The pieces of `n` rows and the columns `cols`, row by row.
@@ -122,17 +151,32 @@ pub(super) struct Bands<'c, A> {
     inv: Vec<A>,
     /// First row of the band in each place.
     held: Vec<Option<usize>>,
+    /// The panels of the last piece that packed its own.
+    panels: Option<Panels<'c, A>>,
 }
 
 impl<'c, A: Accum> Bands<'c, A> {
     pub(super) fn new(cpu: &'c Cpu, plan: Plan, depth: usize) -> Self {
-        let band_len = depth.div_ceil(K_BLOCK) * plan.band * K_BLOCK;
+        let band_len = band_len(plan.band, depth, plan.pairs);
         Self {
             data: cpu.scratch(plan.kept_bands * band_len + plan.band * plan.block),
             band_len,
             inv: vec![A::ZERO; plan.kept_bands * plan.band],
             held: vec![None; plan.kept_bands],
+            panels: None,
         }
+    }
+
+    /// The packed columns of a piece; those that the last one left if they are the same.
+    fn take_panels<T: Element<Acc = A>>(
+        &mut self,
+        cpu: &'c Cpu,
+        plan: Plan,
+        y: Rows<'_, T>,
+        cols: &Range<usize>,
+    ) -> Panels<'c, A> {
+        let held = self.panels.take();
+        held.filter(|held| held.holds(cols)).unwrap_or_else(|| pack_panels(cpu, y, cols, Packer::Caller, plan.pairs))
     }
 
     /// The packed band of `rows`, padded to `padded` rows, its factors, and memory for a tile.
@@ -146,10 +190,10 @@ impl<'c, A: Accum> Bands<'c, A> {
     ) -> (&[A], &[A], &mut [A]) {
         let place = rows.start / plan.band % self.held.len();
         let (bands, tile) = self.data.split_at_mut(self.held.len() * self.band_len);
-        let band = &mut bands[place * self.band_len..][..x.mat.cols().div_ceil(K_BLOCK) * padded * K_BLOCK];
+        let band = &mut bands[place * self.band_len..][..band_len(padded, x.mat.cols(), plan.pairs)];
         let inv = &mut self.inv[place * plan.band..][..padded];
         if self.held[place] != Some(rows.start) {
-            pack_band(cpu, x, rows.clone(), band, inv);
+            pack_band(cpu, x, rows.clone(), plan.pairs, band, inv);
             self.held[place] = Some(rows.start);
         }
         (band, inv, tile)
@@ -159,20 +203,20 @@ impl<'c, A: Accum> Bands<'c, A> {
 /// Computes the tiles of `piece` that `want` (given the rows and columns of one) asks for, and hands each to `visit`,
 /// band by band, columns ascending. Packs the columns where no `shared` panels hold them.
 #[allow(clippy::too_many_arguments)]
-pub(super) fn sweep_piece<T: Element>(
-    cpu: &Cpu,
+pub(super) fn sweep_piece<'c, T: Element>(
+    cpu: &'c Cpu,
     plan: Plan,
     x: Rows<'_, T>,
     y: Rows<'_, T>,
     shared: Option<&Panels<'_, T::Acc>>,
-    bands: &mut Bands<'_, T::Acc>,
+    bands: &mut Bands<'c, T::Acc>,
     piece: &Piece,
     want: impl Fn(&Range<usize>, &Range<usize>) -> bool,
     mut visit: impl FnMut(Tile<'_, T::Acc>),
 ) {
     let (mr, nr) = cpu.isa().register_rows::<T::Acc>();
-    let depth = x.mat.cols();
-    let own = shared.is_none().then(|| pack_panels(cpu, y, &piece.cols, Packer::Caller));
+    let depth = packed_depth(x.mat.cols(), plan.pairs);
+    let own = shared.is_none().then(|| bands.take_panels(cpu, plan, y, &piece.cols));
     let Some(panels) = shared.or(own.as_ref()) else { return };
     for row in piece.rows.clone().step_by(plan.band) {
         let rows = row..(row + plan.band).min(piece.rows.end);
@@ -187,10 +231,12 @@ pub(super) fn sweep_piece<T: Element>(
             let (columns, col_inv) = panels.of(&cols);
             let out = &mut tile[..padded * ld];
             let scale = col_inv.map(|c| (inv, c));
-            cpu.isa().run(Multiply { band, panels: columns, depth, out, ld, scale, add: false });
+            let product = Multiply { band, panels: columns, depth, out, ld, scale, add: false };
+            cpu.isa().multiply(plan.pairs, product);
             visit(Tile { data: out, ld, rows: rows.clone(), cols });
         }
     }
+    bands.panels = own;
 }
 
 /// Sweeps the whole matrix. Each piece gets its own result, begun by `start` and filled by `visit`; `merge` receives
@@ -205,7 +251,7 @@ pub(super) fn sweep<T: Element, P: Send>(
     mut merge: impl FnMut(&Piece, P),
 ) {
     let (n, m, depth) = (x.mat.rows(), y.mat.rows(), x.mat.cols());
-    let plan = Plan::new::<T::Acc>(cpu, n, m, depth);
+    let plan = Plan::new::<T::Acc>(cpu, n, m, depth).with_pairs(cpu, x, y);
     for cols in plan.slices(m, depth) {
         let shared = plan.shared_panels(cpu, y, &cols);
         let pieces = plan.pieces(n, &cols);
@@ -231,10 +277,10 @@ pub(super) fn diagonal<T: Element>(cpu: &Cpu, x: Rows<'_, T>, y: Rows<'_, T>) ->
     cpu.each(work, positive.chunks_mut(nr).enumerate(), |(p, out)| {
         let pairs = p * nr..p * nr + out.len();
         let padded = pairs.len().next_multiple_of(mr);
-        let mut band = cpu.scratch::<T::Acc>(depth.div_ceil(K_BLOCK) * padded * K_BLOCK);
+        let mut band = cpu.scratch::<T::Acc>(band_len(padded, depth, false));
         let mut inv = vec![T::Acc::ZERO; padded];
-        pack_band(cpu, x, pairs.clone(), &mut band, &mut inv);
-        let panels = pack_panels(cpu, y, &pairs, Packer::Caller);
+        pack_band(cpu, x, pairs.clone(), false, &mut band, &mut inv);
+        let panels = pack_panels(cpu, y, &pairs, Packer::Caller, false);
         let (panels, col_inv) = panels.of(&pairs);
         let scale = col_inv.map(|c| (&inv[..], c));
         cpu.isa().run(Diagonal { band: &band, panels, depth, scale, out });

@@ -6,7 +6,7 @@
 use bytemuck::Zeroable;
 use half::{bf16, f16};
 
-use super::product::{Stage, register_tile};
+use super::product::{K_BLOCK, Multiply, Stage, register_tile};
 use super::real::Real;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
@@ -37,6 +37,9 @@ pub trait Simd<A>: Sized + 'static {
     fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// As [`Self::mul_add`] on one element, with the same rounding.
     fn mul_add_one(a: A, b: A, c: A) -> A;
+    /// Asks for the cache line of `x`.
+    #[inline(always)]
+    fn prefetch(_: &A) {}
     /// One register tile: see [`register_tile`].
     fn micro(a: &[A], b: &[A], out: &mut [A], ld: usize, stage: Stage<'_, A>);
     /// `dst[k * dst_ld + r] = src[r * src_ld + k]` for `r, k < 8`.
@@ -163,6 +166,9 @@ pub struct Isa(Level);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Level {
+    /// AVX-512 with products of pairs of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -182,6 +188,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
+            if avx2 && avx512 && is_x86_feature_detected!("avx512bf16") && x86::pairs_round_as_chains() {
+                found.push(Self(Level::Avx512Bf16));
+            }
             if avx2 && avx512 {
                 found.push(Self(Level::Avx512));
             }
@@ -201,6 +210,8 @@ impl Isa {
     pub(crate) const fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => "avx512_bf16",
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
@@ -214,12 +225,36 @@ impl Isa {
         match self.0 {
             // SAFETY: `Self` holds this level only if `available` found its features on this machine.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { x86::run_avx512(kernel) },
+            Level::Avx512Bf16 | Level::Avx512 => unsafe { x86::run_avx512(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { x86::run_avx2(kernel) },
             Level::Portable => kernel.run::<A::Portable>(),
         }
+    }
+
+    /// Whether [`Self::multiply_pairs`] can be called.
+    pub(crate) fn has_pairs(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 == Level::Avx512Bf16 {
+            return true;
+        }
+        false
+    }
+
+    /// A product, of operands that hold two bf16 per element if `pairs` says so.
+    pub(crate) fn multiply<A: Accum>(self, pairs: bool, product: Multiply<'_, A>) {
+        #[cfg(target_arch = "x86_64")]
+        if pairs && self.0 == Level::Avx512Bf16 {
+            let Multiply { band, panels, depth, out, ld, scale, add } = product;
+            let scale = scale.map(|(rows, cols)| (bytemuck::cast_slice(rows), bytemuck::cast_slice(cols)));
+            let (band, panels) = (bytemuck::cast_slice(band), bytemuck::cast_slice(panels));
+            let out = bytemuck::cast_slice_mut(out);
+            // SAFETY: as in `run`.
+            return unsafe { x86::multiply_pairs(Multiply { band, panels, depth, out, ld, scale, add }) };
+        }
+        debug_assert!(!pairs, "only what has them packs pairs");
+        self.run(product);
     }
 
     /// Rows of a register tile on both sides, `(MR, NR)`.
@@ -229,7 +264,7 @@ impl Isa {
         }
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => of::<A, A::Avx512>(),
+            Level::Avx512Bf16 | Level::Avx512 => of::<A, A::Avx512>(),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => of::<A, A::Avx2>(),
             Level::Portable => of::<A, A::Portable>(),
@@ -288,7 +323,7 @@ impl<A: Accum> Simd<A> for PortableLanes {
     }
     #[inline(always)]
     fn micro(a: &[A], b: &[A], out: &mut [A], ld: usize, stage: Stage<'_, A>) {
-        register_tile::<A, Self, 4, 2>(a, b, out, ld, stage);
+        register_tile::<A, Self, 4, 2, K_BLOCK>(a, b, out, ld, stage);
     }
 }
 

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::product::{Stage, register_tile};
+use super::product::{K_BLOCK, Micro, Multiply, Stage, register_tile};
 use super::real::Real;
 use super::tile::{Kernel, Lanes, PortableLanes, Simd};
 
@@ -20,6 +20,116 @@ pub(super) unsafe fn run_avx512<A: Real, K: Kernel<A>>(kernel: K) -> K::Out {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run_avx2<A: Real, K: Kernel<A>>(kernel: K) -> K::Out {
     kernel.run::<A::Avx2>()
+}
+
+/// # Safety
+/// The machine has AVX-512 F, BW, DQ, VL and BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+pub(super) unsafe fn multiply_pairs(product: Multiply<'_, f32>) {
+    product.tiles::<Pairs>();
+}
+
+/// The lanes of AVX-512, of which a multiply-add takes two products of bf16 instead of one of f32.
+struct PairLanes;
+
+impl Simd<f32> for PairLanes {
+    type V = __m512;
+    const LANES: usize = 16;
+    const MR: usize = <Avx512Lanes as Simd<f32>>::MR;
+    const NR: usize = <Avx512Lanes as Simd<f32>>::NR;
+    #[inline(always)]
+    fn splat(x: f32) -> __m512 {
+        // As an integer: what it holds is no f32.
+        // SAFETY: the machine has the instruction, see `Simd`.
+        unsafe { _mm512_castsi512_ps(_mm512_set1_epi32(x.to_bits() as i32)) }
+    }
+    #[inline(always)]
+    fn load(x: &[f32]) -> __m512 {
+        Avx512Lanes::load(x)
+    }
+    #[inline(always)]
+    fn store(v: __m512, x: &mut [f32]) {
+        Avx512Lanes::store(v, x);
+    }
+    #[inline(always)]
+    fn add(a: __m512, b: __m512) -> __m512 {
+        <Avx512Lanes as Simd<f32>>::add(a, b)
+    }
+    #[inline(always)]
+    fn mul(a: __m512, b: __m512) -> __m512 {
+        <Avx512Lanes as Simd<f32>>::mul(a, b)
+    }
+    #[inline(always)]
+    fn max(a: __m512, b: __m512) -> __m512 {
+        <Avx512Lanes as Simd<f32>>::max(a, b)
+    }
+    #[inline(always)]
+    fn min(a: __m512, b: __m512) -> __m512 {
+        <Avx512Lanes as Simd<f32>>::min(a, b)
+    }
+    #[inline(always)]
+    fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: vectors of the same size; the machine has the instruction, see `Simd`.
+        unsafe {
+            let (a, b): (__m512bh, __m512bh) = (std::mem::transmute(a), std::mem::transmute(b));
+            _mm512_dpbf16_ps(c, a, b)
+        }
+    }
+    #[inline(always)]
+    fn mul_add_one(a: f32, b: f32, c: f32) -> f32 {
+        let half =
+            |x: f32, high: bool| f32::from_bits(if high { x.to_bits() & 0xffff_0000 } else { x.to_bits() << 16 });
+        half(a, false).mul_add(half(b, false), half(a, true).mul_add(half(b, true), c))
+    }
+    #[inline(always)]
+    fn prefetch(x: &f32) {
+        <Avx512Lanes as Simd<f32>>::prefetch(x);
+    }
+    #[inline(always)]
+    fn micro(a: &[f32], b: &[f32], out: &mut [f32], ld: usize, stage: Stage<'_, f32>) {
+        Pairs::tile(a, b, out, ld, stage);
+    }
+}
+
+/// Two bf16 per element; see [`super::pairs`].
+struct Pairs;
+
+impl Micro<f32> for Pairs {
+    const MR: usize = <Avx512Lanes as Simd<f32>>::MR;
+    const NR: usize = <Avx512Lanes as Simd<f32>>::NR;
+    const BLOCK: usize = K_BLOCK / 2;
+    #[inline(always)]
+    fn tile(a: &[f32], b: &[f32], out: &mut [f32], ld: usize, stage: Stage<'_, f32>) {
+        const MR: usize = <Avx512Lanes as Simd<f32>>::MR;
+        register_tile::<f32, PairLanes, MR, 2, { K_BLOCK / 2 }>(a, b, out, ld, stage);
+    }
+}
+
+/// Whether the products of pairs round as two fused multiply-adds do, as they should: asked once.
+pub(super) fn pairs_round_as_chains() -> bool {
+    static ANSWER: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        // Mantissas of 8 bits, and sums of all magnitudes beside them.
+        let number = |i: u32| f32::from_bits((0x3f00_0000 + ((i * 0x9e37_79b1) >> 5 & 0x00ff_0000)) | (i & 1) << 31);
+        (0..4096u32).all(|i| {
+            let [x0, y0, x1, y1] = [0, 1, 2, 3].map(|k| number(4 * i + k + i % 7));
+            let sum = number(i * 77) * 1.000_1 * f32::from_bits((117 + i % 20) << 23);
+            let pair = |first: f32, second: f32| first.to_bits() & 0xffff_0000 | second.to_bits() >> 16;
+            // SAFETY: the caller has found the instruction on this machine.
+            let got = unsafe { add_pair(pair(x0, x1), pair(y0, y1), sum) };
+            got.to_bits() == x1.mul_add(y1, x0.mul_add(y0, sum)).to_bits()
+        })
+    })
+}
+
+/// # Safety
+/// The machine has AVX-512 F and BF16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn add_pair(x: u32, y: u32, sum: f32) -> f32 {
+    // SAFETY: vectors of the same size; every bit pattern is one of bf16.
+    let (x, y): (__m512bh, __m512bh) =
+        unsafe { (std::mem::transmute(_mm512_set1_epi32(x as i32)), std::mem::transmute(_mm512_set1_epi32(y as i32))) };
+    _mm512_cvtss_f32(_mm512_dpbf16_ps(_mm512_set1_ps(sum), x, y))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -96,8 +206,13 @@ macro_rules! simd {
                 a.mul_add(b, c)
             }
             #[inline(always)]
+            fn prefetch(x: &$t) {
+                // SAFETY: a prefetch reads nothing.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(x).cast()) }
+            }
+            #[inline(always)]
             fn micro(a: &[$t], b: &[$t], out: &mut [$t], ld: usize, stage: Stage<'_, $t>) {
-                register_tile::<$t, Self, $mr, 2>(a, b, out, ld, stage);
+                register_tile::<$t, Self, $mr, 2, K_BLOCK>(a, b, out, ld, stage);
             }
             $($stored)*
         }

@@ -20,7 +20,8 @@ use super::pairwise_custom_params::{
 };
 use super::pairwise_params::{
     self, PairwiseBlock, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseFinishParams, PairwiseFinishSide,
-    PairwiseGradParams, PairwiseMixtureReportParams, PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
+    PairwiseGradGroupParams, PairwiseGradParams, PairwiseMixtureReportParams, PairwiseSplitParams, PairwiseSplitSide,
+    PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams,
 };
 use super::plan;
 use super::positive_ranks::PositiveRanksParams;
@@ -82,6 +83,9 @@ pub fn host_layout() -> Vec<u32> {
         PairwiseFinalizeParams::LAYOUT,
         PairwiseWeightsParams::LAYOUT,
         PairwiseGradParams::LAYOUT,
+        PairwiseGradGroupParams::LAYOUT,
+        PairwiseSplitSide::LAYOUT,
+        PairwiseSplitParams::LAYOUT,
         PairwiseFinishSide::LAYOUT,
         PairwiseFinishParams::LAYOUT,
         PairwiseMixtureReportParams::LAYOUT,
@@ -197,6 +201,7 @@ fn constants() -> Vec<u32> {
         pairwise_params::FINISH_THREADS,
         pairwise_params::ZEROED,
         pairwise_params::WAVE_SUMS,
+        pairwise_params::SPLIT_THREADS,
     ];
     out.extend(pairwise.map(|count| count as u32));
     out.extend(pairwise_params::FORMS.map(|form| form as u32));

@@ -4,12 +4,13 @@ use cudarc::driver::{CudaStream, CudaViewMut};
 
 use super::descriptor::{RawBatch, RawBuf, check_disjoint, check_extent};
 use super::kernels::Kernels;
-use super::launch::{launch, params};
-use super::plan::{TILE_BLOCK, TILE_SHARED_BYTES, resident_blocks, tiles};
-use super::prepare::{Prepare, Wants, by_dtype};
+use super::launch::params;
+use super::plan::{SweepKernel, SweepShape};
+use super::prepare::{Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
 use super::tensor::{Binder, DeviceBatch, DeviceBatchMut, DeviceElement};
+use super::tile_kernel::{TileKernel, launch_tiles, tile_plan};
 use super::workspace::Layout;
 use crate::check;
 use crate::dtype::DType;
@@ -23,6 +24,13 @@ pub(super) const PER_SM: u32 = 2;
 
 /// Bytes that a thread stores at a time where the output is aligned to them.
 const VECTOR: usize = 8;
+
+const COSINE_MATRIX: TileKernel = TileKernel {
+    warp: ["cosine_matrix_f32", "cosine_matrix_f16", "cosine_matrix_bf16"],
+    group: ["cosine_matrix_hopper_f16", "cosine_matrix_hopper_bf16"],
+    step: 2,
+    small: ["cosine_matrix_small_hopper_f16", "cosine_matrix_small_hopper_bf16"],
+};
 
 params! {
     /// Twin of the struct in `kernels/params/cosine_matrix.h`.
@@ -169,18 +177,19 @@ fn kernel_params(a: &RawCosineMatrix<'_>, plan: &Plan) -> CosineMatrixParams {
 pub unsafe fn cosine_matrix_raw(kernels: &Kernels, stream: &CudaStream, a: &RawCosineMatrix<'_>) -> Result<()> {
     let plan = check_arguments(a)?;
     kernels.check_stream(OP, stream)?;
-    let all = [a.x.batch, tiles(a.x.rows), tiles(a.y.rows)].iter().map(|&n| n as u128).product();
-    let blocks = resident_blocks(all, kernels.device().multiprocessors, PER_SM);
-    if blocks == 0 {
+    let RawBatch { batch, rows: n, cols: d, dtype, .. } = a.x;
+    let m = a.y.rows;
+    if batch == 0 || n == 0 || m == 0 {
         return Ok(());
     }
-    let name = by_dtype(a.x.dtype, ["cosine_matrix_f32", "cosine_matrix_f16", "cosine_matrix_bf16"]);
+    let tiles = tile_plan(kernels, SweepKernel::CosineMatrix, SweepShape { batch, n, m, d, dtype });
+    let operands = [plan.prepare.x(a.workspace.ptr), plan.prepare.y(a.workspace.ptr)];
     let params = kernel_params(a, &plan);
     let _scope = Scope::enter(OP, stream.context())?;
     // SAFETY: the extents were checked, the pointers are valid by the caller's promise.
     unsafe {
         plan.prepare.launch(kernels, stream, a.workspace.ptr)?;
-        launch(kernels, stream, name, (blocks, 1, 1), TILE_BLOCK, TILE_SHARED_BYTES, &params)
+        launch_tiles(kernels, stream, &COSINE_MATRIX, &tiles, operands, &params)
     }
 }
 

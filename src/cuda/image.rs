@@ -1,6 +1,7 @@
 //! The device code in this binary: one image per `kernels/<name>.cu`, and what is in it. `pairwise_custom.cu` has none: it is
 //! in the binary as text, and compiled at run time.
 
+use super::pairwise_grad_hopper::GRAD_SHARED_BYTES;
 use super::plan::{GROUP_SHARED_BYTES, SMALL_SHARED_BYTES, TILE_SHARED_BYTES};
 use super::top_k_params::MERGE_SHARED_BYTES;
 
@@ -83,6 +84,14 @@ pub(crate) const IMAGES: &[Image] = &[
             "cosine_matrix_bf16" => TILE_SHARED_BYTES,
         ]
     ),
+    hopper_image!(
+        "cosine_matrix_hopper",
+        ["cosine_matrix_hopper_f16" => GROUP_SHARED_BYTES, "cosine_matrix_hopper_bf16" => GROUP_SHARED_BYTES]
+    ),
+    hopper_image!(
+        "cosine_matrix_small_hopper",
+        ["cosine_matrix_small_hopper_f16" => SMALL_SHARED_BYTES, "cosine_matrix_small_hopper_bf16" => SMALL_SHARED_BYTES]
+    ),
     image!("goal", ["goal_finalize"]),
     image!(
         "goal_small",
@@ -120,6 +129,14 @@ pub(crate) const IMAGES: &[Image] = &[
     hopper_image!(
         "mine_stats_hopper",
         ["mine_stats_hopper_f16" => GROUP_SHARED_BYTES, "mine_stats_hopper_bf16" => GROUP_SHARED_BYTES]
+    ),
+    hopper_image!(
+        "pairwise_grad_hopper",
+        [
+            "pairwise_grad_hopper_f16" => GRAD_SHARED_BYTES,
+            "pairwise_grad_hopper_bf16" => GRAD_SHARED_BYTES,
+            "pairwise_split_f16" => 0,
+        ]
     ),
     image!("mined_triplet", ["mined_triplet_weigh", "mined_triplet_finish"]),
     image!("pairwise", ["pairwise_extremes", "pairwise_finalize"]),
@@ -178,6 +195,22 @@ pub(crate) const IMAGES: &[Image] = &[
             "positive_ranks_finish",
         ]
     ),
+    hopper_image!(
+        "positive_ranks_hopper",
+        [
+            "positive_ranks_count_hopper_f16" => GROUP_SHARED_BYTES,
+            "positive_ranks_count_hopper_bf16" => GROUP_SHARED_BYTES,
+        ]
+    ),
+    hopper_image!(
+        "positive_ranks_small_hopper",
+        [
+            "positive_ranks_score_hopper_f16" => SMALL_SHARED_BYTES,
+            "positive_ranks_score_hopper_bf16" => SMALL_SHARED_BYTES,
+            "positive_ranks_count_small_hopper_f16" => SMALL_SHARED_BYTES,
+            "positive_ranks_count_small_hopper_bf16" => SMALL_SHARED_BYTES,
+        ]
+    ),
     image!(
         "ranks",
         [
@@ -185,6 +218,11 @@ pub(crate) const IMAGES: &[Image] = &[
             "ranks_f16" => TILE_SHARED_BYTES,
             "ranks_bf16" => TILE_SHARED_BYTES,
         ]
+    ),
+    hopper_image!("ranks_hopper", ["ranks_hopper_f16" => GROUP_SHARED_BYTES, "ranks_hopper_bf16" => GROUP_SHARED_BYTES]),
+    hopper_image!(
+        "ranks_small_hopper",
+        ["ranks_small_hopper_f16" => SMALL_SHARED_BYTES, "ranks_small_hopper_bf16" => SMALL_SHARED_BYTES]
     ),
     image!(
         "row_norms",
@@ -210,6 +248,10 @@ pub(crate) const IMAGES: &[Image] = &[
             "mine_top_k_bf16" => TILE_SHARED_BYTES,
             "mine_top_k_merge" => MERGE_SHARED_BYTES,
         ]
+    ),
+    hopper_image!(
+        "top_k_hopper",
+        ["mine_top_k_hopper_f16" => SMALL_SHARED_BYTES, "mine_top_k_hopper_bf16" => SMALL_SHARED_BYTES]
     ),
     image!(
         "weighted_grad",

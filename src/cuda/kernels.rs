@@ -91,7 +91,16 @@ impl Kernels {
         functions.sort_unstable_by_key(|f| f.name);
         let fault = AtomicU32::new(0);
         let compiled = Mutex::new(Compiled::default());
-        Ok(Self { inner: Arc::new(Inner { functions, device, fault, compiled, forced: Mutex::default(), context: context.clone() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                functions,
+                device,
+                fault,
+                compiled,
+                forced: Mutex::default(),
+                context: context.clone(),
+            }),
+        })
     }
 
     /// The context that the kernels were loaded into.
@@ -105,7 +114,8 @@ impl Kernels {
     }
 
     /// What plans need to know of the context's device.
-    pub(crate) fn plan_device(&self) -> PlanDevice {
+    #[doc(hidden)]
+    pub fn plan_device(&self) -> PlanDevice {
         let forced = *self.inner.forced.lock().unwrap_or_else(PoisonError::into_inner);
         PlanDevice { forced, ..PlanDevice::of(self.device()) }
     }

@@ -8,7 +8,7 @@ use cudarc::driver::{CudaStream, DriverError, result};
 use super::driver::{describe, failed, is_sticky};
 use super::kernels::Kernels;
 use super::scope::Scope;
-use super::tensor_map::TensorMaps;
+use super::tensor_map::Maps;
 use crate::error::{Error, Result};
 
 /// A kernel's only parameter, passed by value. Implemented by [`params!`](super::params) alone.
@@ -42,13 +42,13 @@ pub(crate) unsafe fn launch<P: Params>(
 /// As [`launch`], for a kernel that takes tensor maps before its parameters.
 ///
 /// # Safety
-/// As [`launch`], and the maps' operands are valid as the pointers are.
-pub(crate) unsafe fn launch_mapped<P: Params>(
+/// As [`launch`], also of the maps and their operands.
+pub(crate) unsafe fn launch_mapped<M: Maps, P: Params>(
     kernels: &Kernels,
     stream: &CudaStream,
     name: &'static str,
     (grid, block, shared_bytes): ((u32, u32, u32), u32, u32),
-    maps: &TensorMaps,
+    maps: &M,
     params: &P,
 ) -> Result<()> {
     let function = embedded(kernels, name, grid, block, shared_bytes)?;

@@ -149,7 +149,16 @@ pub unsafe fn mine_raw(kernels: &Kernels, stream: &CudaStream, a: &RawMine) -> R
     // caller's promise.
     unsafe {
         plan.prepare.launch(kernels, stream, base)?;
-        plan.mining.launch(kernels, stream, base, plan.prepare.zeroed(base), operands, groups, a.positive.ptr, [to(&a.rows), to(&a.cols)])
+        plan.mining.launch(
+            kernels,
+            stream,
+            base,
+            plan.prepare.zeroed(base),
+            operands,
+            groups,
+            a.positive.ptr,
+            [to(&a.rows), to(&a.cols)],
+        )
     }
 }
 

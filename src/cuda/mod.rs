@@ -53,10 +53,12 @@ mod pairwise_custom_params;
 mod pairwise_custom_plan;
 mod pairwise_custom_step;
 mod pairwise_goal;
+mod pairwise_grad_hopper;
 mod pairwise_gradient;
 mod pairwise_mixture;
 mod pairwise_params;
 mod pairwise_plan;
+mod pairwise_statistics;
 mod pairwise_step;
 mod plan;
 mod positive_ranks;
@@ -130,6 +132,8 @@ pub mod raw {
     pub use super::pairwise_custom::pairwise_step_custom_raw as pairwise_step_custom;
     pub use super::pairwise_custom_plan::RawPairwiseCustom;
     pub use super::pairwise_mixture::{RawPairwiseMixture, pairwise_mixture_raw as pairwise_mixture};
+    #[doc(hidden)]
+    pub use super::pairwise_statistics::pairwise_statistics_raw as pairwise_statistics;
     pub use super::positive_ranks::{RawPositiveRanks, RawRelevant, positive_ranks_raw as positive_ranks};
     pub use super::ranks::{RawRanks, ranks_raw as ranks};
     pub use super::row_norms::raw::{normalize, normalize_backward, row_norms};

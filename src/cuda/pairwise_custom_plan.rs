@@ -6,6 +6,7 @@ use super::gather::{RawUpstream, check_gradient_type};
 use super::goal_plan::RawGroups;
 use super::mine::check_optional;
 use super::pairwise_custom_params::{COUNTERS, PARTS, PLANES};
+use super::pairwise_grad_hopper::PartsShape;
 use super::pairwise_params::WAVE_SUMS;
 use super::pairwise_plan::{Shape, Wave, waves};
 use super::plan::{MAX_SPLITS, TILE, tiles};
@@ -71,6 +72,8 @@ pub(super) struct Plan {
     pub cols: Region,
     pub col_parts: Region,
     pub skip: [Region; 2],
+    /// Parts of f16 rows, for the devices whose products need them.
+    pub bf16_parts: [Region; 2],
     pub sums: Region,
     pub diagonal: Region,
     pub gradients: [Region; 2],
@@ -113,6 +116,10 @@ impl Plan {
             cols: layout.take::<u32>(&[PLANES, m])?,
             col_parts: layout.take::<u32>(&[PARTS, splits, m])?,
             skip: [layout.take::<u8>(&[n])?, layout.take::<u8>(&[m])?],
+            bf16_parts: [
+                PartsShape::region(&mut layout, x.dtype, n, d)?,
+                PartsShape::region(&mut layout, x.dtype, m, d)?,
+            ],
             sums: layout.take::<f64>(&[sum_blocks, WAVE_SUMS])?,
             diagonal: layout.take::<f32>(&[n.min(m)])?,
             gradients: [layout.take::<f32>(&[n, ld_gradients])?, layout.take::<f32>(&[m, ld_gradients])?],

@@ -189,6 +189,7 @@ impl Step<'_> {
             inv,
             exponent,
             skip: self.skip(),
+            parts: plan.bf16_parts.map(|r| self.at(r)),
             weights: self.weights_at(),
             ld_weights: plan.ld,
             sums: plan.gradients.map(|r| if self.has_pairs() { self.at(r) } else { 0 }),
@@ -281,6 +282,7 @@ impl Step<'_> {
                 }
             }
             let gradient = self.gradient();
+            gradient.before_products(self.kernels, self.stream)?;
             for wave in &plan.waves {
                 if plan.waves.len() > 1 {
                     self.sweep(wave)?;

@@ -6,6 +6,7 @@ use super::descriptor::RawMat;
 use super::gather::RawUpstream;
 use super::kernels::Kernels;
 use super::launch::launch;
+use super::pairwise_grad_hopper::by_groups;
 use super::pairwise_params::{FINISH_THREADS, PairwiseFinishParams, PairwiseFinishSide, PairwiseGradParams};
 use super::pairwise_plan::{Shape, Wave};
 use super::plan::{TILE_BLOCK, TILE_SHARED_BYTES, tiles};
@@ -36,6 +37,8 @@ pub(super) struct GradientStep {
     pub exponent: [u64; 2],
     /// Rows that are left out of the products.
     pub skip: [u64; 2],
+    /// Where the parts of f16 rows go, for products that need them: a `PartsShape::region` each.
+    pub parts: [u64; 2],
     /// Weights of a wave.
     pub weights: u64,
     pub ld_weights: usize,
@@ -141,11 +144,40 @@ impl GradientStep {
         }
     }
 
-    /// Enqueues the products of a wave.
+    fn by_groups(&self, kernels: &Kernels) -> bool {
+        by_groups(&kernels.plan_device(), self.dtype, self.shape)
+    }
+
+    /// Enqueues what the products of all waves need beside the operands: nothing, but for f16 on 9.0.
+    ///
+    /// # Safety
+    /// As for [`Self::products`].
+    pub(super) unsafe fn before_products(&self, kernels: &Kernels, stream: &CudaStream) -> Result<()> {
+        if self.sums[0] == 0 || !self.by_groups(kernels) {
+            return Ok(());
+        }
+        // SAFETY: by the caller's promise.
+        unsafe { self.split_by_groups(kernels, stream) }
+    }
+
+    /// Enqueues the products of a wave. [`Self::before_products`] is in front of the first one.
     ///
     /// # Safety
     /// Everything is valid on the stream's device for its extent until the enqueued work has run.
     pub(super) unsafe fn products(&self, kernels: &Kernels, stream: &CudaStream, wave: &Wave) -> Result<()> {
+        if self.by_groups(kernels) {
+            // SAFETY: by the caller's promise.
+            return unsafe { self.products_by_groups(kernels, stream, wave) };
+        }
+        // SAFETY: by the caller's promise.
+        unsafe { self.products_by_warps(kernels, stream, wave) }
+    }
+
+    /// Enqueues the products of a wave in the scheme that every device runs.
+    ///
+    /// # Safety
+    /// As for [`Self::products`].
+    pub(super) unsafe fn products_by_warps(&self, kernels: &Kernels, stream: &CudaStream, wave: &Wave) -> Result<()> {
         let blocks = (wave.end - wave.first + tiles(self.shape.m)) * tiles(self.shape.d);
         let (grad, grid) = (by_dtype(self.dtype, GRAD), (blocks as u32, 1, 1));
         // SAFETY: by the caller's promise.

@@ -12,6 +12,8 @@ pub(crate) const COL_PLANES: usize = 3;
 pub(crate) const LINES: usize = 256;
 /// The most threads of a block of `pairwise_finish_*`; `kPairFinish` there.
 pub(crate) const FINISH_THREADS: usize = 256;
+/// Of a block of `pairwise_split_f16`; `kSplitThreads`.
+pub(crate) const SPLIT_THREADS: usize = 64;
 /// Words that `prepare` clears, before the columns' flags; `kPairZeroed` there.
 pub(crate) const ZEROED: usize = 8;
 /// Sums of a block of `pairwise_weights_*`; `kWaveSums` there.
@@ -173,6 +175,56 @@ params! {
         first_tile: u32,
         end_tile: u32,
         accumulate: u32,
+    }
+}
+
+params! {
+    /// Twin of the struct in `kernels/params/pairwise.h`.
+    PairwiseGradGroupParams: 112 {
+        skip_x: u64,
+        skip_y: u64,
+        gx: u64,
+        gy: u64,
+        ldg: i64,
+        n: u32,
+        m: u32,
+        d: u32,
+        first_tile: u32,
+        end_tile: u32,
+        accumulate: u32,
+        tile_cols: u32,
+        panels: u32,
+        rest_x: u32,
+        rest_y: u32,
+        across: u32,
+        x_is_long: u32,
+        long_tiles: u32,
+        short_tiles: u32,
+        long_steps: u32,
+        short_steps: u32,
+        meanwhile: u32,
+        pad_: u32,
+    }
+}
+
+params! {
+    /// Twin of the struct in `kernels/params/pairwise.h`.
+    PairwiseSplitSide: 32 {
+        src: u64,
+        parts: u64,
+        ld: i64,
+        rows: u32,
+        padded: u32,
+    }
+}
+
+params! {
+    /// Twin of the struct in `kernels/params/pairwise.h`.
+    PairwiseSplitParams: 72 {
+        x: PairwiseSplitSide,
+        y: PairwiseSplitSide,
+        d: u32,
+        ld_parts: u32,
     }
 }
 

@@ -3,6 +3,7 @@
 use super::descriptor::{RawMat, check_extent};
 use super::pairwise_conflict::ConflictPlan;
 use super::pairwise_goal::{GoalPart, GoalScratch};
+use super::pairwise_grad_hopper::PartsShape;
 use super::pairwise_params::{
     COL_PLANES, Form, LINES, ObjectiveForm, PairwiseBlock, ROW_PLANES, SET_PLANES, WAVE_SUMS, ZEROED,
 };
@@ -160,6 +161,8 @@ pub(super) struct Plan {
     pub pos: Region,
     pub extremes: [Region; 2],
     pub skip: [Region; 2],
+    /// Parts of f16 rows, for the devices whose products need them.
+    pub bf16_parts: [Region; 2],
     pub blocks: Region,
     pub diagonal: Region,
     pub gradients: [Region; 2],
@@ -246,6 +249,10 @@ impl Plan {
             pos,
             extremes,
             skip,
+            bf16_parts: [
+                PartsShape::region(&mut layout, x.dtype, n, d)?,
+                PartsShape::region(&mut layout, x.dtype, if shape.single { 0 } else { m }, d)?,
+            ],
             blocks,
             diagonal: layout.take::<f32>(&[pairs])?,
             gradients: [layout.take::<f32>(&[n, ld_gradients])?, layout.take::<f32>(&[m, ld_gradients])?],

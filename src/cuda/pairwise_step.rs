@@ -278,6 +278,7 @@ impl Step<'_> {
             inv,
             exponent,
             skip: [self.skip(0), self.skip(1)],
+            parts: plan.both_sides(plan.bf16_parts.map(|r| self.at(r))),
             weights: self.at(plan.weights),
             ld_weights: plan.ld_weights,
             sums: plan.gradients.map(|r| if self.has_pairs() { self.at(r) } else { 0 }),
@@ -373,6 +374,19 @@ impl Step<'_> {
         }
     }
 
+    /// What comes before the weights: operands, statistics and coefficients.
+    ///
+    /// # Safety
+    /// As [`Self::launch`].
+    pub(super) unsafe fn launch_statistics(&self, kernels: &Kernels, stream: &CudaStream) -> Result<()> {
+        let mut kept = false;
+        // SAFETY: by the caller's promise.
+        unsafe {
+            self.plan.prepare.launch(kernels, stream, self.base)?;
+            (0..self.plan.parts.len()).try_for_each(|at| self.launch_part(kernels, stream, at, &mut kept))
+        }
+    }
+
     /// Weights of a wave, part after part.
     ///
     /// # Safety
@@ -412,6 +426,7 @@ impl Step<'_> {
                 self.launch_part(kernels, stream, at, &mut kept)?;
             }
             let gradient = self.gradient();
+            gradient.before_products(kernels, stream)?;
             for wave in &plan.waves {
                 self.launch_wave(kernels, stream, wave, kept)?;
                 gradient.products(kernels, stream, wave)?;

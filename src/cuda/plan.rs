@@ -146,7 +146,7 @@ pub enum SweepKernel {
     Mine,
     /// `mine_top_k`.
     TopK,
-    /// `ranks`.
+    /// `ranks`, and `positive_ranks_count`.
     Ranks,
     /// `pairwise_stats`.
     PairwiseStats,
@@ -170,7 +170,10 @@ impl SweepKernel {
     /// The schemes that it is written in. [`Scheme::WarpMma`] is always one.
     pub const fn schemes(self) -> &'static [Scheme] {
         match self {
-            Self::Mine => &[Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall],
+            Self::CosineMatrix | Self::Mine | Self::Ranks => {
+                &[Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall]
+            }
+            Self::TopK => &[Scheme::WarpMma, Scheme::GroupMmaSmall],
             _ => &[Scheme::WarpMma],
         }
     }
@@ -219,7 +222,7 @@ impl PlanDevice {
         self.group_code && self.compute_capability.0 == 9 && self.compute_capability.1 == 0
     }
 
-    fn runs(&self, scheme: Scheme, dtype: DType) -> bool {
+    pub(crate) fn runs(&self, scheme: Scheme, dtype: DType) -> bool {
         scheme == Scheme::WarpMma || self.runs_group_code() && matches!(dtype, DType::F16 | DType::Bf16)
     }
 }
@@ -281,7 +284,8 @@ fn choose(kernel: SweepKernel, shape: &SweepShape, device: &PlanDevice) -> Schem
     if let Some(scheme) = device.forced.filter(|&scheme| can(scheme)) {
         return scheme;
     }
-    if can(Scheme::GroupMmaSmall) && leaves_half_idle(shape.n, shape.m) {
+    let small = leaves_half_idle(shape.n.saturating_mul(shape.batch), shape.m) || !can(Scheme::GroupMma);
+    if can(Scheme::GroupMmaSmall) && small {
         Scheme::GroupMmaSmall
     } else if can(Scheme::GroupMma) {
         Scheme::GroupMma

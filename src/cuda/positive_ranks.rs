@@ -6,11 +6,12 @@ use super::descriptor::{RawBuf, RawMat, check_disjoint, check_extent};
 use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::mine::check_optional;
-use super::plan::{Splits, TILE_BLOCK, TILE_SHARED_BYTES, tiles};
-use super::prepare::{Operand, Prepare, Wants, by_dtype};
+use super::plan::{Scheme, Splits, SweepKernel, SweepPlan, SweepShape, tiles};
+use super::prepare::{Operand, Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
 use super::tensor::{Binder, DeviceElement, DeviceMat};
+use super::tile_kernel::{TileKernel, launch_tiles, tile_plan};
 use super::workspace::{Layout, Region};
 use crate::check;
 use crate::dtype::DType;
@@ -24,6 +25,20 @@ const BLOCK: u32 = 256;
 
 /// Queries of a block of `positive_ranks_finish`: one per warp.
 const QUERIES: usize = 8;
+
+const SCORE: TileKernel = TileKernel {
+    warp: ["positive_ranks_score_f32", "positive_ranks_score_f16", "positive_ranks_score_bf16"],
+    // Blocks have no tiles in common: no clusters, whatever the shape.
+    group: [""; 2],
+    step: 1,
+    small: ["positive_ranks_score_hopper_f16", "positive_ranks_score_hopper_bf16"],
+};
+const COUNT: TileKernel = TileKernel {
+    warp: ["positive_ranks_count_f32", "positive_ranks_count_f16", "positive_ranks_count_bf16"],
+    group: ["positive_ranks_count_hopper_f16", "positive_ranks_count_hopper_bf16"],
+    step: 1,
+    small: ["positive_ranks_count_small_hopper_f16", "positive_ranks_count_small_hopper_bf16"],
+};
 
 params! {
     /// Twin of the struct in `kernels/params/positive_ranks.h`.
@@ -215,11 +230,15 @@ pub unsafe fn positive_ranks_raw(kernels: &Kernels, stream: &CudaStream, a: &Raw
     }
     let base = a.workspace.ptr;
     let operands = [plan.prepare.x(base), plan.prepare.y(base)];
-    let splits = Splits::new(n, m);
-    let params = kernel_params(a, &plan, operands, splits);
-    let names = |names| by_dtype(a.x.dtype, names);
-    let score = names(["positive_ranks_score_f32", "positive_ranks_score_f16", "positive_ranks_score_bf16"]);
-    let count = names(["positive_ranks_count_f32", "positive_ranks_count_f16", "positive_ranks_count_bf16"]);
+    let shape = SweepShape { batch: 1, n, m, d: a.x.cols, dtype: a.x.dtype };
+    let count = tile_plan(kernels, SweepKernel::Ranks, shape);
+    // Of the same engine: the scores have to have the same bits as what is counted.
+    let scheme = if count.scheme == Scheme::GroupMma { Scheme::GroupMmaSmall } else { count.scheme };
+    let score = SweepPlan {
+        grid: (tiles(n) as u32, count.splits.cols as u32, 1),
+        ..SweepPlan::of_scheme(scheme, SweepKernel::Ranks, shape, count.device)
+    };
+    let params = kernel_params(a, &plan, operands, count.splits);
     // Fewer than 2^31 pairs and 2^32 queries make fewer than 2^30 blocks.
     let pair_blocks = pairs.div_ceil(BLOCK as usize) as u32;
     let query_blocks = (n + m).div_ceil(QUERIES) as u32;
@@ -229,10 +248,8 @@ pub unsafe fn positive_ranks_raw(kernels: &Kernels, stream: &CudaStream, a: &Raw
     unsafe {
         plan.prepare.launch(kernels, stream, base)?;
         launch(kernels, stream, "positive_ranks_begin", (pair_blocks, 1, 1), BLOCK, 0, &params)?;
-        let grid = (tiles(n) as u32, splits.cols as u32, 1);
-        launch(kernels, stream, score, grid, TILE_BLOCK, TILE_SHARED_BYTES, &params)?;
-        let grid = (splits.cols as u32, splits.rows as u32, 1);
-        launch(kernels, stream, count, grid, TILE_BLOCK, TILE_SHARED_BYTES, &params)?;
+        launch_tiles(kernels, stream, &SCORE, &score, operands, &params)?;
+        launch_tiles(kernels, stream, &COUNT, &count, operands, &params)?;
         launch(kernels, stream, "positive_ranks_finish", (query_blocks, 1, 1), BLOCK, 0, &params)
     }
 }

@@ -6,14 +6,15 @@ use super::descriptor::{RawBuf, RawMat, check_disjoint, check_extent};
 use super::goal::DeviceGroups;
 use super::goal_plan::RawGroups;
 use super::kernels::Kernels;
-use super::launch::{launch, params};
+use super::launch::params;
 use super::mine::check_groups;
-use super::plan::{Splits, TILE_BLOCK, TILE_SHARED_BYTES};
-use super::prepare::{Operand, Prepare, Wants, by_dtype};
+use super::plan::{Splits, SweepKernel, SweepShape};
+use super::prepare::{Operand, Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
 use super::sweep::{MergeTo, Mining, Select, Stats, key_words};
 use super::tensor::{Binder, DeviceElement, DeviceMat};
+use super::tile_kernel::{TileKernel, launch_tiles, tile_plan};
 use super::workspace::{Layout, Region};
 use crate::check;
 use crate::dtype::DType;
@@ -21,6 +22,13 @@ use crate::error::Result;
 use crate::options::{Normalization, TiePolicy};
 
 const OP: &str = "ranks";
+
+const RANKS: TileKernel = TileKernel {
+    warp: ["ranks_f32", "ranks_f16", "ranks_bf16"],
+    group: ["ranks_hopper_f16", "ranks_hopper_bf16"],
+    step: 1,
+    small: ["ranks_small_hopper_f16", "ranks_small_hopper_bf16"],
+};
 
 params! {
     /// Twin of the struct in `kernels/params/ranks.h`.
@@ -197,9 +205,9 @@ pub unsafe fn ranks_raw(kernels: &Kernels, stream: &CudaStream, a: &RawRanks) ->
     let operands = [plan.prepare.x(base), plan.prepare.y(base)];
     let groups = a.groups.map_or([0; 2], |g| [g.rows.ptr, g.cols.ptr]);
     let to = [plan.rows.merge_to(base, a.rows.ptr), plan.cols.merge_to(base, a.cols.ptr)];
-    let splits = Splits::new(a.x.rows, a.y.rows);
-    let grid = (splits.cols as u32, splits.rows as u32, 1);
-    let name = by_dtype(a.x.dtype, ["ranks_f32", "ranks_f16", "ranks_bf16"]);
+    let shape = SweepShape { batch: 1, n: a.x.rows, m: a.y.rows, d: a.x.cols, dtype: a.x.dtype };
+    // Of the engine that finds the best positives: their similarities have to have the same bits.
+    let tiles = tile_plan(kernels, SweepKernel::Ranks, shape);
     let _scope = Scope::enter(OP, stream.context())?;
     // SAFETY: the extents were checked, the regions of the workspace are disjoint, the pointers are valid by the
     // caller's promise.
@@ -209,8 +217,8 @@ pub unsafe fn ranks_raw(kernels: &Kernels, stream: &CudaStream, a: &RawRanks) ->
         if a.x.rows == 0 || a.y.rows == 0 {
             return Ok(());
         }
-        let params = sweep_params(a, &plan, operands, groups, splits);
-        launch(kernels, stream, name, grid, TILE_BLOCK, TILE_SHARED_BYTES, &params)
+        let params = sweep_params(a, &plan, operands, groups, tiles.splits);
+        launch_tiles(kernels, stream, &RANKS, &tiles, operands, &params)
     }
 }
 

@@ -143,7 +143,7 @@ pub(crate) fn sweep_plan_on(
     if n == 0 || m == 0 || d == 0 || n.saturating_add(m) > MOST_KEYS {
         device.group_code = false;
     } else if select == Select::Pair {
-        device.forced = device.forced.or(Some(Scheme::GroupMmaSmall));
+        device.forced = device.forced.filter(|&scheme| scheme == Scheme::WarpMma).or(Some(Scheme::GroupMmaSmall));
     }
     let plan = SweepPlan::new(SweepKernel::Mine, SweepShape { batch: 1, n, m, d, dtype }, device);
     match select {

@@ -4,8 +4,9 @@ use cudarc::driver::CudaStream;
 
 use super::kernels::Kernels;
 use super::launch::{Params, launch, launch_mapped};
-use super::plan::{GROUP_CLUSTER, GROUP_COLS, GROUP_ROWS, SMALL_COLS, Scheme, SweepPlan};
+use super::plan::{GROUP_CLUSTER, GROUP_COLS, GROUP_ROWS, SMALL_COLS, Scheme, SweepKernel, SweepPlan, SweepShape};
 use super::prepare::{Operand, by_dtype};
+use super::sweep::key_words;
 use super::tensor_map::{Mapped, TensorMaps};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -33,6 +34,15 @@ impl TileKernel {
         };
         names[if matches!(dtype, DType::F16) { 0 } else { 1 }]
     }
+}
+
+/// The plan of `kernel` for matrices of this shape: by warps where an extent is 0, which tensor maps cannot have, and where
+/// mining is, whose similarities others compare theirs with.
+pub(crate) fn tile_plan(kernels: &Kernels, kernel: SweepKernel, shape: SweepShape) -> SweepPlan {
+    let mut device = kernels.plan_device();
+    device.group_code &=
+        [shape.batch, shape.n, shape.m, shape.d].iter().all(|&extent| extent > 0) && key_words(shape.n, shape.m) > 0;
+    SweepPlan::new(kernel, shape, device)
 }
 
 /// Enqueues a kernel over `plan.grid` blocks of its plan.

@@ -7,11 +7,12 @@ use super::goal_plan::RawGroups;
 use super::kernels::Kernels;
 use super::launch::launch;
 use super::mine::{check_groups, check_optional};
-use super::plan::{MAX_SPLITS, TILE_BLOCK, TILE_SHARED_BYTES};
-use super::prepare::{Operand, Prepare, Wants, by_dtype};
+use super::plan::{MAX_SPLITS, Splits, SweepKernel, SweepShape};
+use super::prepare::{Operand, Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
 use super::sweep::{MergeTo, Mining, Select, Stats, key_words};
+use super::tile_kernel::{TileKernel, launch_tiles, tile_plan};
 use super::top_k_params::{
     ENTRY_BYTES, MERGED, PLANES, TopKMergeParams, TopKParams, TopKSide, margin_code, parts, pick_code,
 };
@@ -23,6 +24,14 @@ use crate::error::Result;
 use crate::top_k::{Fallback, Pick, TopKOptions};
 
 pub(super) const OP: &str = "mine_top_k";
+
+const MINE_TOP_K: TileKernel = TileKernel {
+    warp: ["mine_top_k_f32", "mine_top_k_f16", "mine_top_k_bf16"],
+    // Not in clusters, to which the rows would be dealt in pairs of parts: there may have to be one part only.
+    group: [""; 2],
+    step: 1,
+    small: ["mine_top_k_hopper_f16", "mine_top_k_hopper_bf16"],
+};
 
 /// Threads of a block of `mine_top_k_merge`.
 pub(super) const MERGE_BLOCK: u32 = 128;
@@ -363,13 +372,17 @@ pub(super) unsafe fn enqueue(kernels: &Kernels, stream: &CudaStream, a: &RawTopK
         return Ok(());
     }
     let operands = [plan.prepare.x(base), plan.prepare.y(base)];
-    let name = by_dtype(a.x.dtype, ["mine_top_k_f32", "mine_top_k_f16", "mine_top_k_bf16"]);
     let nowhere = [(plan.unread[0], n), (plan.unread[1], m)].map(|(region, len)| {
         let value = region.at(base);
         MergeTo { value, index: value + 4 * len as u64, second: 0, rank: 0 }
     });
     let sweep = sweep_params(a, plan, operands);
-    let grid = |p: &TopKParams| (p.col_splits, p.row_splits, 1);
+    // With the splits that the lists have slots for.
+    let tiles = |p: &TopKParams| {
+        let shape = SweepShape { batch: 1, n: p.n as usize, m: p.m as usize, d: a.x.cols, dtype: a.x.dtype };
+        let splits = Splits { rows: p.row_splits as usize, cols: p.col_splits as usize };
+        tile_plan(kernels, SweepKernel::TopK, shape).with_splits(splits)
+    };
     let merge = merge_params(a, plan);
     let merged = plan.rows.merged().max(plan.cols.merged());
     let shared = (merged * ENTRY_BYTES) as u32;
@@ -377,12 +390,21 @@ pub(super) unsafe fn enqueue(kernels: &Kernels, stream: &CudaStream, a: &RawTopK
     // SAFETY: the regions of the workspace are disjoint, the rest is the caller's promise.
     unsafe {
         plan.prepare.launch(kernels, stream, base)?;
-        plan.pairs.launch(kernels, stream, base, plan.prepare.zeroed(base), operands, [0; 2], a.positive.ptr, nowhere)?;
-        launch(kernels, stream, name, grid(&sweep), TILE_BLOCK, TILE_SHARED_BYTES, &sweep)?;
+        plan.pairs.launch(
+            kernels,
+            stream,
+            base,
+            plan.prepare.zeroed(base),
+            operands,
+            [0; 2],
+            a.positive.ptr,
+            nowhere,
+        )?;
+        launch_tiles(kernels, stream, &MINE_TOP_K, &tiles(&sweep), operands, &sweep)?;
         if let (Some(bank), Some(prepare)) = (&a.bank, &plan.bank) {
             prepare.launch(kernels, stream, base)?;
             let sweep = bank_params(&sweep, bank, prepare.x(base), plan);
-            launch(kernels, stream, name, grid(&sweep), TILE_BLOCK, TILE_SHARED_BYTES, &sweep)?;
+            launch_tiles(kernels, stream, &MINE_TOP_K, &tiles(&sweep), [operands[0], prepare.x(base)], &sweep)?;
         }
         launch(kernels, stream, "mine_top_k_merge", ((n + m) as u32, 1, 1), MERGE_BLOCK, shared, &merge)
     }

@@ -22,10 +22,29 @@ pub fn full() -> bool {
     std::env::var_os("SIMGRAD_TEST_FULL").is_some_and(|v| v != "0" && !v.is_empty())
 }
 
+/// `SIMGRAD_TEST_SCHEME=group` or `small`: the scheme that the tests sweep tiles in, where a kernel has it and the device
+/// runs it; their small shapes would never see some of the kernels otherwise.
+#[cfg(feature = "cuda")]
+fn forced_scheme() -> Option<simgrad::cuda::Scheme> {
+    match std::env::var("SIMGRAD_TEST_SCHEME").ok()?.as_str() {
+        "group" => Some(simgrad::cuda::Scheme::GroupMma),
+        "small" => Some(simgrad::cuda::Scheme::GroupMmaSmall),
+        other => panic!("SIMGRAD_TEST_SCHEME={other} is neither group nor small"),
+    }
+}
+
 /// The CUDA backend of this process, or why there is none.
 pub fn cuda() -> Result<&'static Backend, &'static Error> {
     static CUDA: OnceLock<Result<Backend, Error>> = OnceLock::new();
-    CUDA.get_or_init(|| Backend::cuda(0)).as_ref()
+    CUDA.get_or_init(|| {
+        let backend = Backend::cuda(0)?;
+        #[cfg(feature = "cuda")]
+        if let Backend::Cuda(cuda) = &backend {
+            cuda.kernels().force_scheme(forced_scheme());
+        }
+        Ok(backend)
+    })
+    .as_ref()
 }
 
 /// CUDA with the compiler that expressions need. `None`, after saying why, without; with `SIMGRAD_REQUIRE_GPU=1` that is a

@@ -45,14 +45,20 @@ struct Known<'a> {
 fn cross_entropy(known: &Known<'_>, scale: f64, factor: f64) -> Anchor {
     let (negative, positive) = (known.negatives.log(), known.positives.soft.log());
     let count = f64::from(known.count.0);
-    let all = log_add(negative, positive);
     let a = known.weight * factor * scale;
     if known.count.0 == 1 {
-        // p − 1 and ln p without their cancellation.
-        let (behind, loss) = (sigmoid(negative - positive), softplus(negative - positive));
+        // p − 1 and ln p without their cancellation, and all three from one exponential and one logarithm.
+        let ahead = negative - positive;
+        let up = ahead >= 0.0;
+        let e = if up { -ahead } else { ahead }.exp();
+        let rest = e.ln_1p();
+        let behind = if up { 1.0 / (1.0 + e) } else { e / (1.0 + e) };
+        let loss = if up { ahead + rest } else { rest };
+        let m = if up { negative } else { positive } + rest;
         let positive = PositiveCoefficient { shift: -a * behind, ..PositiveCoefficient::default() };
-        return Anchor { a, m: all, positive, loss: known.weight * factor * loss };
+        return Anchor { a, m, positive, loss: known.weight * factor * loss };
     }
+    let all = log_add(negative, positive);
     let positive = PositiveCoefficient { scale: a, m: all, shift: -a / count, ..PositiveCoefficient::default() };
     Anchor { a, m: all, positive, loss: known.weight * factor * (all - known.positives.total / count) }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::member::{Member, Totals};
 use super::operands::{Turn, pack_all_features, pack_features};
+use super::slices;
 use super::statistics::{Scratch, Share, Statistics};
 use super::tiles::{Operand, Sweep, Tile, Tiles};
 use crate::cpu::Cpu;
@@ -22,7 +23,7 @@ use crate::matrix::MatMut;
 use crate::options::WriteMode;
 
 /// Blocks of columns multiplied at a time: 1024 rows of a slice of features stay in a second-level cache.
-const BLOCKS: usize = 8;
+pub(super) const BLOCKS: usize = 8;
 
 /// Rows per piece of work when gradients are written.
 const ROWS_PER_ITEM: usize = 16;
@@ -55,6 +56,11 @@ pub(super) fn gradient<T: Element, G: GradientOf<T>>(
         overflow: 0,
         statistics: members.iter().map(statistics).collect(),
     };
+    if slices::fit(&cut) {
+        let mut step = Step { members, found: &mut found };
+        found.overflow = slices::gradient(&mut step, tiles, write, dx, dy);
+        return found;
+    }
     // What the columns' gradients are summed in: their own memory where it will do.
     let in_place = write == WriteMode::Overwrite && G::DTYPE == <T::Acc as Element>::DTYPE;
     let mut own = Vec::new();
@@ -187,15 +193,13 @@ impl<A: Accum> OfRows<A> {
 }
 
 /// The sweep.
-struct Step<'a, A> {
+pub(super) struct Step<'a, A> {
     members: &'a [&'a dyn Member<A>],
     found: &'a mut Found,
 }
 
-/// What a thread keeps from tile to tile.
-struct Own<'c, A> {
-    turned: pool::Scratch<'c, A>,
-    product: pool::Scratch<'c, A>,
+/// What a thread keeps from tile to tile in order to weigh them.
+struct Own<A> {
     /// Similarities, and one member's weights, where there are several.
     similarities: Vec<A>,
     weights: Vec<A>,
@@ -212,33 +216,37 @@ struct Part<'a> {
 }
 
 impl<A: Accum> Step<'_, A> {
-    /// Adds to the columns' `sums`, and returns the rows' gradients.
-    fn wave<T: Element<Acc = A>>(&mut self, tiles: &mut Tiles<'_, T>, wave: usize, sums: MatMut<'_, A>) -> OfRows<A> {
-        let (cpu, cut) = (tiles.cpu, tiles.cut);
-        let (rows, padded_rows) = (cut.rows(wave), cut.padded(wave));
-        let (mr, nr) = cpu.isa().register_rows::<A>();
-        let wide = cut.depth.next_multiple_of(nr);
-        let mut features = cpu.scratch::<A>(wide * rows.len());
-        pack_all_features(cpu, &tiles.x, &rows, &mut features);
+    /// Turns the tiles of a wave into tiles of `W`, and calls `then` on each with one of `states` and something that each
+    /// thread makes once.
+    pub(super) fn weigh<T: Element<Acc = A>, S: Send, O>(
+        &mut self,
+        tiles: &mut Tiles<'_, T>,
+        wave: usize,
+        states: Vec<S>,
+        start: impl Fn() -> O + Sync,
+        then: impl Fn(&mut O, Tile<'_, A>, S) + Sync,
+    ) {
+        let (cpu, cut, members) = (tiles.cpu, tiles.cut, self.members);
+        let rows = cut.rows(wave);
         let part = |_| {
             let share = |member: &&dyn Member<A>| member.alone().then(|| Share::new(rows.len(), &mut []));
-            let shares = self.members.iter().map(share).collect();
-            Part { totals: vec![Totals::default(); self.members.len()], shares }
+            Part { totals: vec![Totals::default(); members.len()], shares: members.iter().map(share).collect() }
         };
         let mut parts: Vec<Part<'_>> = (0..cut.chunks()).map(part).collect();
-        let start = || Own {
-            turned: cpu.scratch(padded_rows.div_ceil(K_BLOCK) * cut.chunk.next_multiple_of(mr) * K_BLOCK),
-            product: cpu.scratch(cut.chunk.next_multiple_of(mr) * wide),
-            similarities: Vec::new(),
-            weights: Vec::new(),
-            class: vec![0; cut.chunk],
-            products: vec![A::ZERO; cut.chunk],
-            statistics: Scratch::new(cut.chunk, nr),
+        let start = || {
+            let own = Own {
+                similarities: Vec::new(),
+                weights: Vec::new(),
+                class: vec![0; cut.chunk],
+                products: vec![A::ZERO; cut.chunk],
+                statistics: Scratch::new(cut.chunk, cut.nr),
+            };
+            (own, start())
         };
-        let states: Vec<_> = parts.iter_mut().zip(bands(sums, cut.chunk).map(|(_, band)| band)).collect();
-        let members = self.members;
-        tiles.each(wave, Sweep::Weigh, states, start, |own, tile, (part, band)| {
-            add_tile(cpu, members, own, tile, part, &features, band);
+        let states: Vec<_> = parts.iter_mut().zip(states).collect();
+        tiles.each(wave, Sweep::Weigh, states, start, |(own, other), mut tile, (part, state)| {
+            weigh_tile(cpu, members, own, &mut tile, part);
+            then(other, tile, state);
         });
         for part in parts {
             for (all, part) in self.found.totals.iter_mut().zip(part.totals) {
@@ -251,37 +259,70 @@ impl<A: Accum> Step<'_, A> {
                 }
             }
         }
+    }
+
+    /// Adds to the columns' `sums`, and returns the rows' gradients.
+    fn wave<T: Element<Acc = A>>(&mut self, tiles: &mut Tiles<'_, T>, wave: usize, sums: MatMut<'_, A>) -> OfRows<A> {
+        let (cpu, cut) = (tiles.cpu, tiles.cut);
+        let (rows, padded_rows) = (cut.rows(wave), cut.padded(wave));
+        let (mr, nr) = cpu.isa().register_rows::<A>();
+        let wide = cut.depth.next_multiple_of(nr);
+        let mut features = cpu.scratch::<A>(wide * rows.len());
+        pack_all_features(cpu, &tiles.x, &rows, &mut features);
+        let start = || {
+            let turned = cpu.scratch::<A>(padded_rows.div_ceil(K_BLOCK) * cut.chunk.next_multiple_of(mr) * K_BLOCK);
+            (turned, cpu.scratch::<A>(cut.chunk.next_multiple_of(mr) * wide))
+        };
+        let states = bands(sums, cut.chunk).map(|(_, band)| band).collect();
+        self.weigh(tiles, wave, states, start, |(turned, product), tile, band| {
+            add_tile(cpu, turned, product, tile, &features, band);
+        });
         products(tiles, wave)
     }
 }
 
-/// Turns a tile of similarities into one of `W`, and adds its product with the wave's rows to `sums`.
-fn add_tile<A: Accum>(
+/// Turns a tile of similarities into one of `W`.
+fn weigh_tile<A: Accum>(
     cpu: &Cpu,
     members: &[&dyn Member<A>],
-    own: &mut Own<'_, A>,
-    mut tile: Tile<'_, A>,
+    own: &mut Own<A>,
+    tile: &mut Tile<'_, A>,
     part: &mut Part<'_>,
-    features: &[A],
-    mut sums: MatMut<'_, A>,
 ) {
     for (member, share) in members.iter().zip(&mut part.shares) {
         if let Some(share) = share {
-            member.visit(cpu, &mut own.statistics, &tile, share);
+            member.visit(cpu, &mut own.statistics, tile, share);
         }
     }
     if let [member] = members {
-        part.totals[0] = member.weigh(cpu, &mut tile, &mut own.class, &mut own.products);
+        part.totals[0] = member.weigh(cpu, tile, &mut own.class, &mut own.products);
     } else {
-        mix(cpu, members, own, &mut tile, &mut part.totals);
+        mix(cpu, members, own, tile, &mut part.totals);
     }
+}
+
+/// The transposed tile as a band `(row blocks, columns, K_BLOCK)`, of as many columns as `out` has room for.
+pub(super) fn turn<A: Accum>(cpu: &Cpu, tile: &Tile<'_, A>, out: &mut [A]) {
+    let out_rows = out.len() / (tile.rows.len().div_ceil(K_BLOCK) * K_BLOCK);
+    cpu.isa().run(Turn { tile: tile.data, ld: tile.ld, rows: tile.data.len() / tile.ld, out, out_rows });
+}
+
+/// Adds the product of a transposed tile of `W` with the wave's rows to `sums`.
+fn add_tile<A: Accum>(
+    cpu: &Cpu,
+    turned: &mut [A],
+    product: &mut [A],
+    tile: Tile<'_, A>,
+    features: &[A],
+    mut sums: MatMut<'_, A>,
+) {
     let (mr, _) = cpu.isa().register_rows::<A>();
-    let (depth, ld) = (tile.rows.len(), tile.ld);
+    let depth = tile.rows.len();
     let cols = tile.cols.len().next_multiple_of(mr);
-    let turned = &mut own.turned[..depth.div_ceil(K_BLOCK) * cols * K_BLOCK];
-    cpu.isa().run(Turn { tile: tile.data, ld, rows: tile.data.len() / ld, out: turned, out_rows: cols });
+    let turned = &mut turned[..depth.div_ceil(K_BLOCK) * cols * K_BLOCK];
+    turn(cpu, &tile, turned);
     let wide = features.len() / depth;
-    let out = &mut own.product[..cols * wide];
+    let out = &mut product[..cols * wide];
     cpu.isa().run(Multiply { band: turned, panels: features, depth, out, ld: wide, scale: None, add: false });
     for (j, row) in out.chunks_exact(wide).enumerate().take(tile.cols.len()) {
         for (sum, v) in sums.row_mut(j).iter_mut().zip(row) {
@@ -294,7 +335,7 @@ fn add_tile<A: Accum>(
 fn mix<A: Accum>(
     cpu: &Cpu,
     members: &[&dyn Member<A>],
-    own: &mut Own<'_, A>,
+    own: &mut Own<A>,
     tile: &mut Tile<'_, A>,
     totals: &mut [Totals],
 ) {
@@ -336,7 +377,7 @@ fn products<T: Element>(tiles: &mut Tiles<'_, T>, wave: usize) -> OfRows<T::Acc>
 
 /// The narrow tiles of a wave as one band `(column blocks, rows, K_BLOCK)`. What is behind the last column takes part in no
 /// sum.
-fn band<'c, T: Element>(tiles: &mut Tiles<'c, T>, wave: usize) -> pool::Scratch<'c, T::Acc> {
+pub(super) fn band<'c, T: Element>(tiles: &mut Tiles<'c, T>, wave: usize) -> pool::Scratch<'c, T::Acc> {
     let (cpu, cut) = (tiles.cpu, tiles.cut);
     let padded_rows = cut.padded(wave);
     let mut band = cpu.scratch::<T::Acc>(cut.m.div_ceil(K_BLOCK) * padded_rows * K_BLOCK);

@@ -8,6 +8,7 @@ mod gradient;
 mod member;
 mod operands;
 mod positives;
+mod slices;
 mod sparse;
 mod statistics;
 mod tiles;

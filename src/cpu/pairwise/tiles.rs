@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use crate::cpu::Cpu;
-use crate::cpu::pack::{Packer, Rows, pack_band, pack_panels};
+use crate::cpu::pack::{Packer, Rows, band_len, pack_band, pack_panels, packed_depth};
+use crate::cpu::pairs;
 use crate::cpu::pool::Scratch;
 use crate::cpu::product::{K_BLOCK, Multiply};
 use crate::cpu::real::Real;
@@ -22,6 +23,9 @@ const WAVE_BYTES: usize = 32 << 20;
 
 /// Bytes of tiles that are kept from one sweep to the next; the others are computed again.
 const KEPT_BYTES: usize = 48 << 20;
+
+/// Threads up to which each of them packs the rows of a wave for itself.
+const EACH_PACKS: usize = 4;
 
 /// A matrix and those of its rows that take no part in products.
 #[derive(Clone, Copy)]
@@ -121,6 +125,8 @@ pub(super) struct Tiles<'a, T: Element> {
     pub(super) x: Operand<'a, T>,
     pub(super) y: Operand<'a, T>,
     pub(super) cut: Cut,
+    /// Whether features are multiplied in pairs.
+    pairs: bool,
     /// The first `places` waves, from the first sweep on.
     memory: Scratch<'a, T::Acc>,
     places: usize,
@@ -131,7 +137,8 @@ pub(super) struct Tiles<'a, T: Element> {
 impl<'a, T: Element> Tiles<'a, T> {
     pub(super) fn new(cpu: &'a Cpu, x: Operand<'a, T>, y: Operand<'a, T>) -> Self {
         let cut = Cut::new::<T::Acc>(cpu, x.rows.mat.rows(), y.rows.mat.rows(), x.rows.mat.cols());
-        Self { cpu, x, y, cut, memory: cpu.scratch(0), places: 0, filled: 0 }
+        let pairs = pairs::fit(cpu, x.rows, y.rows);
+        Self { cpu, x, y, cut, pairs, memory: cpu.scratch(0), places: 0, filled: 0 }
     }
 
     /// Where the tiles of a wave are. The last sweep needs the first wave no more when it comes to one that is not kept;
@@ -165,13 +172,17 @@ impl<'a, T: Element> Tiles<'a, T> {
         f: impl Fn(&mut O, Tile<'_, T::Acc>, S) + Sync,
     ) {
         let (cut, cpu, x, y) = (self.cut, self.cpu, self.x.rows, self.y.rows);
-        let (rows, padded) = (cut.rows(wave), cut.padded(wave));
+        let (rows, padded, pairs) = (cut.rows(wave), cut.padded(wave), self.pairs);
         let known = wave < self.filled;
-        let mut band = cpu.scratch(if known { 0 } else { cut.depth.div_ceil(K_BLOCK) * padded * K_BLOCK });
-        let mut inv = vec![T::Acc::ZERO; padded];
-        if !known {
-            pack_band(cpu, x, rows.clone(), &mut band, &mut inv);
-        }
+        let packed = || {
+            let mut band = cpu.scratch(band_len(padded, cut.depth, pairs));
+            let mut inv = vec![T::Acc::ZERO; padded];
+            pack_band(cpu, x, rows.clone(), pairs, &mut band, &mut inv);
+            (band, inv)
+        };
+        // Few threads pack the rows faster than they read what one of them has packed.
+        let each_packs = cpu.threads() <= EACH_PACKS;
+        let common = (!known && !each_packs).then(packed);
         let place = self.place(wave, sweep);
         if wave == self.filled && wave < self.places {
             self.filled += 1;
@@ -184,17 +195,18 @@ impl<'a, T: Element> Tiles<'a, T> {
         for (chunk, state) in states.into_iter().enumerate() {
             items.push((chunk, kept.as_mut().and_then(Iterator::next), state));
         }
-        let start = || (start(), cpu.scratch(passing));
-        cpu.each_with(work, items.into_iter(), start, |(own, passing), (chunk, kept, state)| {
+        let start = || (start(), cpu.scratch(passing), (!known && each_packs).then(packed));
+        cpu.each_with(work, items.into_iter(), start, |(own, passing, packed), (chunk, kept, state)| {
             let cols = cut.cols(chunk);
             let ld = cut.ld(&cols);
             let data = &mut kept.unwrap_or(passing)[..padded * ld];
-            if !known {
-                let panels = pack_panels(cpu, y, &cols, Packer::Caller);
+            if let Some((band, inv)) = packed.as_ref().or(common.as_ref()) {
+                let panels = pack_panels(cpu, y, &cols, Packer::Caller, pairs);
                 let (panels, col_inv) = panels.of(&cols);
                 let scale = col_inv.map(|c| (&inv[..], c));
                 let out = &mut *data;
-                cpu.isa().run(Multiply { band: &band, panels, depth: cut.depth, out, ld, scale, add: false });
+                let depth = packed_depth(cut.depth, pairs);
+                cpu.isa().multiply(pairs, Multiply { band, panels, depth, out, ld, scale, add: false });
             }
             f(own, Tile { data, ld, rows: rows.clone(), cols }, state);
         });

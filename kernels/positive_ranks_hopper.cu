@@ -1,0 +1,17 @@
+// positive_ranks_hopper — positive_ranks_count of positive_ranks.cu on warpgroups, in steps of 128 x 128.
+//
+// Launch  grid = (col_splits, row_splits), clusters of 2 blocks along rows, block = 384, kGroupSharedBytes of dynamic shared
+//         memory.
+// Needs   sm_90a.
+#define SIMGRAD_GROUP_TILE 128
+#include "common/group_tile.cuh"
+#include "common/positive_ranks.cuh"
+
+#define POSITIVE_RANKS(SUFFIX, T)                                                                         \
+    extern "C" __global__ void __cluster_dims__(1, kClusterBlocks, 1) __maxnreg__(kLaunchRegisters) \
+        positive_ranks_count_hopper_##SUFFIX(const __grid_constant__ TensorMaps maps,                     \
+                                             const __grid_constant__ PositiveRanksParams p) {             \
+        count_groups<T>(maps, p);                                                                         \
+    }
+POSITIVE_RANKS(f16, __half)
+POSITIVE_RANKS(bf16, __nv_bfloat16)
