@@ -2,11 +2,12 @@
 
 use super::op_launches::Inputs;
 use super::op_plan::{Floor, Plan, PlannedLaunch};
+use super::pairwise_grad_hopper::{GRAD_SHARED_BYTES, by_groups, planned_products, planned_split};
 use super::pairwise_gradient::{FINISH, GRAD, finish_threads};
 use super::pairwise_params::{COL_PLANES, Form, LINES, ROW_PLANES, SET_PLANES};
 use super::pairwise_plan::{self, Grant, Kept, Kind, Wave, finalize_blocks, pairwise_workspace_bytes};
 use super::pairwise_step::{STATS, WEIGHTS};
-use super::plan::{PlanDevice, SweepKernel, SweepPlan, SweepShape, TILE, TILE_BLOCK, TILE_SHARED_BYTES, tiles};
+use super::plan::{PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape, TILE, TILE_BLOCK, TILE_SHARED_BYTES, tiles};
 use super::prepare::by_dtype;
 use super::row_norms::gradient_kernel;
 use crate::dtype::DType;
@@ -126,7 +127,6 @@ impl Step<'_> {
         let (of_rows, of_cols, beside) = (wave.end - wave.first, tiles(m), tiles(d));
         let sums = (self.plan.ld_gradients * 4) as f64;
         let earlier = if wave.first > 0 { sums * m as f64 } else { 0.0 };
-        let read = weights + inputs.rows((rows + m) as f64) + earlier;
         let written = sums * (rows + m) as f64;
         // The weights are read by both products; of the other operand all that does not fit is read by every set of blocks.
         let at_once = (device.multiprocessors as usize / beside.max(1)).max(1);
@@ -136,14 +136,43 @@ impl Step<'_> {
         };
         let twice = if weights > device.l2_bytes as f64 { weights } else { 0.0 };
         let again = twice + passes(of_rows, inputs.rows(m as f64)) + passes(of_cols, inputs.rows(rows as f64));
-        // A tile of rows sums over all columns of tiles, one of columns over those of the wave; f16 twice.
-        let exact = if dtype == DType::F16 { 2.0 } else { 1.0 };
-        let depth = |rows: usize| (rows * TILE) as f64;
-        let tile = (2 * TILE * TILE * beside) as f64;
-        let operations = exact * tile * (of_rows as f64 * depth(tiles(m)) + of_cols as f64 * depth(of_rows));
-        let grid = (((of_rows + of_cols) * beside) as u32, 1, 1);
-        let launch = inputs.simple(by_dtype(dtype, GRAD), grid, TILE_BLOCK, [read, written]);
-        self.launches.push(PlannedLaunch { shared_bytes: TILE_SHARED_BYTES, operations, again, ..launch });
+        let launch = if by_groups(&device, dtype, self.plan.shape) {
+            let group = planned_products(&device, dtype, self.plan.shape, wave);
+            let read = weights + group.rows[0] + group.rows[1] + earlier;
+            PlannedLaunch {
+                shared_bytes: GRAD_SHARED_BYTES,
+                scheme: Scheme::GroupMma,
+                operations: group.operations,
+                again,
+                ..inputs.simple(group.kernel, (group.blocks, 1, 1), group.threads, [read, written])
+            }
+        } else {
+            // A tile of rows sums over all columns, in steps of 128 bytes, one of columns over the wave's tiles; f16 twice.
+            let exact = if dtype == DType::F16 { 2.0 } else { 1.0 };
+            let depth = m.next_multiple_of(if dtype == DType::F32 { 32 } else { 64 });
+            let tile = (2 * TILE * TILE * beside) as f64;
+            let operations = exact * tile * (of_rows as f64 * depth as f64 + of_cols as f64 * (of_rows * TILE) as f64);
+            let read = weights + inputs.rows((rows + m) as f64) + earlier;
+            let grid = (((of_rows + of_cols) * beside) as u32, 1, 1);
+            PlannedLaunch {
+                shared_bytes: TILE_SHARED_BYTES,
+                operations,
+                again,
+                ..inputs.simple(by_dtype(dtype, GRAD), grid, TILE_BLOCK, [read, written])
+            }
+        };
+        self.launches.push(launch);
+    }
+
+    /// The parts of f16 rows, for products by groups.
+    fn split(&mut self) {
+        let inputs = self.inputs;
+        let wanted = inputs.dtype == DType::F16 && by_groups(&inputs.device, inputs.dtype, self.plan.shape);
+        if wanted && inputs.n > 0 && inputs.m > 0 {
+            let split = planned_split(self.plan.shape);
+            let traffic = [inputs.operands(), split.rows[0] + split.rows[1]];
+            self.launches.push(inputs.simple(split.kernel, (split.blocks, 1, 1), split.threads, traffic));
+        }
     }
 
     fn finish(&mut self, kernel: &'static str, results: f64) {
@@ -187,8 +216,8 @@ impl Plan {
         Self::of_pairs(OP, [n, m, d], [dtype, gradient], objective, Grant { wave_bytes, keep_bytes }, device)
     }
 
-    /// Of what [`pairwise_step`](super::pairwise_step()) does before it weighs pairs: for InfoNCE the log-sum-exp of every row
-    /// and column. No operation of its own.
+    /// Of [`raw::pairwise_statistics`](super::raw::pairwise_statistics), what [`pairwise_step`](super::pairwise_step()) does
+    /// before it weighs pairs: for InfoNCE the log-sum-exp of every row and column.
     ///
     /// # Errors
     /// As [`Self::pairwise_step`].
@@ -232,6 +261,7 @@ impl Plan {
             );
             return Ok(inputs.plan(step.launches, workspace, floor));
         }
+        step.split();
         for wave in &plan.waves {
             step.wave(wave);
         }

@@ -95,6 +95,57 @@ impl Tiles {
     }
 }
 
+/// A launch of these kernels, as a plan has it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GroupLaunch {
+    pub kernel: &'static str,
+    pub blocks: u32,
+    pub threads: u32,
+    /// Operations of the tensor cores.
+    pub operations: f64,
+    /// Bytes of the rows of each side as the products read them.
+    pub rows: [f64; 2],
+}
+
+/// Bytes of both parts of rows.
+fn parts_bytes(rows: usize, d: usize) -> f64 {
+    let PartsShape { padded, ld } = PartsShape::new(rows, d);
+    (2 * padded * ld * size_of::<u16>()) as f64
+}
+
+/// What [`GradientStep::products_by_groups`] enqueues for a wave.
+pub(super) fn planned_products(device: &PlanDevice, dtype: DType, shape: Shape, wave: &Wave) -> GroupLaunch {
+    let tiles = Tiles::new(shape, wave);
+    let steps: f64 = tiles.counts.iter().zip(tiles.steps).map(|(&tiles, steps)| (tiles * steps) as f64).sum();
+    let tile = (2 * GROUP_CLUSTER * TILE * tiles.cols * STEP_K) as f64;
+    let (parts, rows) = match dtype {
+        DType::F16 => (2.0, [shape.n, shape.m].map(|rows| parts_bytes(rows, shape.d))),
+        _ => {
+            let of = |rows: usize| (rows * shape.d * size_of::<u16>()) as f64;
+            (1.0, [of((wave.end * TILE).min(shape.n) - wave.first * TILE), of(shape.m)])
+        }
+    };
+    GroupLaunch {
+        kernel: GRAD[usize::from(dtype != DType::F16)],
+        blocks: GROUP_CLUSTER as u32 * tiles.clusters(device.multiprocessors),
+        threads: GROUP_BLOCK,
+        operations: parts * tile * steps,
+        rows,
+    }
+}
+
+/// What [`GradientStep::split_by_groups`] enqueues for f16.
+pub(super) fn planned_split(shape: Shape) -> GroupLaunch {
+    let padded = [shape.n, shape.m].map(|rows| PartsShape::new(rows, shape.d).padded);
+    GroupLaunch {
+        kernel: SPLIT,
+        blocks: (padded[0] + padded[1]) as u32,
+        threads: SPLIT_THREADS as u32,
+        operations: 0.0,
+        rows: [shape.n, shape.m].map(|rows| parts_bytes(rows, shape.d)),
+    }
+}
+
 impl GradientStep {
     fn group_params(&self, wave: &Wave, tiles: &Tiles, [x, y]: [WideRows; 2]) -> PairwiseGradGroupParams {
         let x_is_long = tiles.steps[0] >= tiles.steps[1];
