@@ -13,5 +13,8 @@ mod inspect;
 mod pairwise;
 #[path = "examples/program.rs"]
 mod program;
+#[cfg(feature = "cuda")]
+#[path = "examples/roofline.rs"]
+mod roofline;
 #[path = "examples/train.rs"]
 mod train;

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use cases::{CONFIGURATIONS, Case, Op};
 use simgrad::cuda::{
     Ceilings, PLANNED_MULTIPROCESSORS, Plan, PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape, TilePlace,
+    goal_step_launches,
 };
 use simgrad::{DType, Error};
 
@@ -319,8 +320,12 @@ fn benchmark_shapes_keep_132_multiprocessors_busy_or_it_is_known_how_many() {
 fn a_goal_step_has_few_launches() {
     for n in [1, 2, 128, 512, 1024, 1025, 5000, 65_536] {
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
-            let plan = Case::new(Op::Goal, n, n, 1024, dtype).plan(PlanDevice::H200).expect("a plan");
-            assert!(plan.launches.len() <= 4, "{n}: {} launches", plan.launches.len());
+            for device in [PlanDevice::H200, PlanDevice::A100] {
+                let plan = Case::new(Op::Goal, n, n, 1024, dtype).plan(device).expect("a plan");
+                let most = if n <= 1024 { 3 } else { 4 };
+                assert_eq!(plan.launches.len(), most, "{n} in {dtype}");
+                assert_eq!(goal_step_launches(n) as usize, most, "{n}");
+            }
         }
     }
 }

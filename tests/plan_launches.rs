@@ -29,9 +29,6 @@ use simgrad::DType;
 fn all_cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (_, op) in Op::ALL {
-        if op == Op::Lse {
-            continue;
-        }
         for (n, m, d) in [(512, 512, 64), (300, 200, 40), (130, 260, 33)] {
             let m = if op == Op::Goal { n } else { m };
             all.extend([DType::Bf16, DType::F16, DType::F32].map(|dtype| Case::new(op, n, m, d, dtype)));
@@ -91,7 +88,10 @@ fn operations_launch_what_their_plans_say() {
             // What a block or a line leaves: a few words.
             let slack = 4096.0 + 16.0 * (case.n + case.m) as f64;
             let f32_too = case.dtype != DType::F32 || row.operations.counted >= row.operations.planned;
-            if !(exact && f32_too && near(row.read, slack) && near(row.written, slack)) {
+            // How full the lists get depends on the data: they are planned full.
+            let lists = case.op == Op::SemiHard && row.kernel.starts_with("mine_top_k");
+            let near = |pair: Pair| if lists { pair.counted <= pair.planned + slack } else { near(pair, slack) };
+            if !(exact && f32_too && near(row.read) && near(row.written)) {
                 wrong.push(format!(
                     "{}: {} {:?} {:?} {:?}",
                     case.text(),

@@ -160,7 +160,7 @@ pub const CONFIGURATIONS: [Configuration; 21] = {
             8,
             "log-sum-exp of rows and columns",
             square(Lse, 32768, 512, Bf16),
-            "the first launches of a step; no operation of its own",
+            "the first launches of a step",
         ),
         configuration(9, "CLIP, loss and gradients", square(InfoNce, 4096, 512, Bf16), ""),
         configuration(10, "CLIP, loss and gradients", square(InfoNce, 32768, 768, Bf16), ""),

@@ -202,9 +202,9 @@ impl Device {
                     unsafe { raw::mine_top_k(kernels, stream, &a) }
                 })
             }
-            Op::Lse => return Err(Failure::new("lse is a part of infonce and no operation that could be run alone")),
-            Op::InfoNce | Op::SigLip => {
-                let objective = if op == Op::InfoNce { PairwiseObjective::InfoNce { scale: SCALE } } else { siglip()? };
+            Op::Lse | Op::InfoNce | Op::SigLip => {
+                let objective = if op == Op::SigLip { siglip()? } else { PairwiseObjective::InfoNce { scale: SCALE } };
+                let wave_bytes = if op == Op::Lse { 1 } else { PAIRWISE_WAVE_BYTES };
                 let (dx, dy) = (memory.matrix(n, d, DType::F32)?, memory.matrix(m, d, DType::F32)?);
                 let report = memory.buffer(1, size_of::<PairwiseReport>())?;
                 Box::new(move || {
@@ -224,12 +224,17 @@ impl Device {
                         dx,
                         dy: Some(dy),
                         report,
-                        wave_bytes: PAIRWISE_WAVE_BYTES,
+                        wave_bytes,
                         keep_bytes: 0,
                         workspace,
                     };
                     // SAFETY: as above.
-                    unsafe { raw::pairwise_step(kernels, stream, &a) }
+                    unsafe {
+                        match op {
+                            Op::Lse => raw::pairwise_statistics(kernels, stream, &a),
+                            _ => raw::pairwise_step(kernels, stream, &a),
+                        }
+                    }
                 })
             }
             Op::WeightedGrad => {

@@ -131,9 +131,6 @@ fn counted_table(device: &Device) -> Outcome<String> {
     }
     let mut table = text::COUNTED_HEAD.to_owned();
     for (_, op) in Op::ALL {
-        if op == Op::Lse {
-            continue;
-        }
         for dtype in [DType::Bf16, DType::F32] {
             let case = Case::new(op, 512, 512, 128, dtype);
             table += &text::counted_rows(&case.text(), &count(device, &case)?);

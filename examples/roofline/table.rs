@@ -48,8 +48,12 @@ fn row(configuration: &Configuration, plan: &Plan, ceilings: &Ceilings) -> Strin
     let sweep = plan.launches.iter().find_map(|launch| launch.sweep).map_or("none".to_owned(), |sweep| {
         let efficiency = 100.0 * sweep.tail_efficiency(plan.device.multiprocessors);
         let (x, y, _) = sweep.grid;
-        let grid = if y > 1 { format!("{x} × {y}") } else { x.to_string() };
-        format!("{:?}, {grid} blocks, {efficiency:.0} % busy", sweep.scheme)
+        let grid = match (x, y) {
+            (1, 1) => "1 block".to_owned(),
+            (_, 1) => format!("{x} blocks"),
+            _ => format!("{x} × {y} blocks"),
+        };
+        format!("{:?}, {grid}, {efficiency:.0} % busy", sweep.scheme)
     });
     let note = if configuration.note.is_empty() { String::new() } else { format!("; {}", configuration.note) };
     format!(

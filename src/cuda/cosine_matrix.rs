@@ -25,7 +25,7 @@ pub(super) const PER_SM: u32 = 2;
 /// Bytes that a thread stores at a time where the output is aligned to them.
 const VECTOR: usize = 8;
 
-const COSINE_MATRIX: TileKernel = TileKernel {
+pub(super) const COSINE_MATRIX: TileKernel = TileKernel {
     warp: ["cosine_matrix_f32", "cosine_matrix_f16", "cosine_matrix_bf16"],
     group: ["cosine_matrix_hopper_f16", "cosine_matrix_hopper_bf16"],
     step: 2,

@@ -1,7 +1,7 @@
 //! The launches of every operation, as it will enqueue them, with what each reads, writes and computes. Bytes are those that
 //! are touched at least once; tests hold them against what an emulator counts.
 
-use super::cosine_matrix::cosine_matrix_workspace_bytes;
+use super::cosine_matrix::{COSINE_MATRIX, cosine_matrix_workspace_bytes};
 use super::descriptor::{RawBatch, RawMat};
 use super::gather;
 use super::goal::THREADS;
@@ -12,10 +12,11 @@ use super::mine::mine_workspace_bytes;
 use super::op_plan::{Arithmetic, Floor, Plan, PlannedLaunch};
 use super::plan::{PlanDevice, Scheme, Splits, SweepKernel, SweepPlan, SweepShape, TILE, tiles};
 use super::prepare::{BLOCK, Prepare, Wants, by_dtype};
-use super::ranks::ranks_workspace_bytes;
+use super::ranks::{RANKS, ranks_workspace_bytes};
 use super::row_norms::gradient_kernel;
 use super::sweep::{MINE, MINE_STATS, Select, Stats, collected, key_words, sweep_plan_on};
-use super::top_k::{MERGE_BLOCK as SELECT_BLOCK, mine_top_k_workspace_bytes, places};
+use super::tile_kernel::tile_plan_on;
+use super::top_k::{MERGE_BLOCK as SELECT_BLOCK, MINE_TOP_K, mine_top_k_workspace_bytes, places};
 use super::top_k_params::{ENTRY_BYTES, PLANES, parts};
 use super::weighted_grad::{INVERT_THREADS, weighted_grad_workspace_bytes};
 use super::workspace::Layout;
@@ -131,6 +132,7 @@ impl Inputs {
             grid,
             block,
             shared_bytes: 0,
+            scheme: Scheme::WarpMma,
             sweep: None,
             operations: 0.0,
             arithmetic,
@@ -163,6 +165,7 @@ impl Inputs {
         let tiles = shape.batch as f64 * rows as f64 * shape.m.div_ceil(plan.tile_cols) as f64;
         PlannedLaunch {
             shared_bytes: plan.shared_bytes,
+            scheme: plan.scheme,
             sweep: Some(plan),
             operations: self.of_tiles(tiles, plan.tile_rows, plan.tile_cols),
             ..self.simple(kernel, plan.grid, plan.threads, [self.rows(lines) + factors + read, written])
@@ -189,11 +192,14 @@ impl Inputs {
     /// The sweep over the tiles with the pairs alone, which writes `more` besides, and what it leaves.
     pub(super) fn pairs(&self, scaled: bool, more: f64) -> (PlannedLaunch, Left) {
         let (plan, kernel, left) = self.mining(Select::Pair, Stats::None);
-        let lines = 2.0 * self.n.min(self.m) as f64;
+        // The tiles are whole, also where one matrix ends before the other.
+        let reach = tiles(self.n.min(self.m)) * TILE;
+        let lines = (self.n.min(reach) + self.m.min(reach)) as f64;
         let factors = if scaled { 4.0 * lines } else { 0.0 };
         let traffic = [self.rows(lines) + factors + left.read, left.bytes + more];
         let launch = PlannedLaunch {
             shared_bytes: plan.shared_bytes,
+            scheme: plan.scheme,
             operations: self.of_tiles(tiles(self.n.min(self.m)) as f64, TILE, TILE),
             ..self.simple(kernel, plan.grid, plan.threads, traffic)
         };
@@ -254,8 +260,8 @@ impl Plan {
         let mut launches = Vec::new();
         if results > 0.0 {
             inputs.prepared(&mut launches, &prepare);
-            let sweep = SweepPlan::new(SweepKernel::CosineMatrix, inputs.shape(), device);
-            let kernel = by_dtype(dtype, ["cosine_matrix_f32", "cosine_matrix_f16", "cosine_matrix_bf16"]);
+            let sweep = tile_plan_on(device, SweepKernel::CosineMatrix, inputs.shape());
+            let kernel = COSINE_MATRIX.name(dtype, sweep.scheme);
             launches.push(inputs.sweep(kernel, sweep, prepare.scaled(), [0.0, results]));
         }
         let floor = inputs.floor(ONE, WHY_MATRIX, results, 2);
@@ -317,9 +323,10 @@ impl Plan {
             inputs.prepared(&mut launches, &prepare);
             let (launch, left) = inputs.pairs(scaled, pairs);
             launches.extend([launch, inputs.merge(left, 8.0)]);
-            let sweep = SweepPlan::new(SweepKernel::TopK, inputs.shape(), device).with_splits(splits);
-            let kernel = by_dtype(dtype, ["mine_top_k_f32", "mine_top_k_f16", "mine_top_k_bf16"]);
-            launches.push(inputs.sweep(kernel, sweep, scaled, [pairs, lists]));
+            let sweep = tile_plan_on(device, SweepKernel::TopK, inputs.shape()).with_splits(splits);
+            let kernel = MINE_TOP_K.name(dtype, sweep.scheme);
+            // Lists are heaps, which are read and written; as many entries as there is room for.
+            launches.push(inputs.sweep(kernel, sweep, scaled, [pairs + lists, lists]));
             let merged = [splits.cols * kept[1], splits.rows * kept[0]].map(usize::next_power_of_two);
             let merge =
                 inputs.simple("mine_top_k_merge", ((n + m) as u32, 1, 1), SELECT_BLOCK, [lists, results - pairs]);
@@ -355,8 +362,8 @@ impl Plan {
             launches.push(inputs.merge(left, 12.0));
         }
         if n > 0 && m > 0 {
-            let sweep = SweepPlan::new(SweepKernel::Ranks, inputs.shape(), device);
-            let kernel = by_dtype(dtype, ["ranks_f32", "ranks_f16", "ranks_bf16"]);
+            let sweep = tile_plan_on(device, SweepKernel::Ranks, inputs.shape());
+            let kernel = RANKS.name(dtype, sweep.scheme);
             // Score, index and rank so far of every query.
             let read = groups + 12.0 * inputs.lines();
             launches.push(inputs.sweep(kernel, sweep, scaled, [read, 4.0 * inputs.lines()]));
@@ -432,8 +439,8 @@ impl Plan {
         let (count, lines) = (triples as f64, inputs.lines());
         let mut launches = Vec::new();
         inputs.prepared(&mut launches, &prepare);
-        // Of both sides target, list, a spare list and offsets; from rows and columns of the triples.
-        let invert = [8.0 * count, 24.0 * count + 4.0 * lines];
+        // Of both sides target, list, a spare list and offsets, which it reads as well; from rows and columns of the triples.
+        let invert = [32.0 * count, 24.0 * count + 4.0 * lines];
         launches.push(inputs.simple("weighted_grad_invert", (2, 1, 1), INVERT_THREADS, invert));
         let results = lines * d as f64 * gradient.size() as f64;
         if n + m > 0 {

@@ -89,6 +89,8 @@ pub struct PlannedLaunch {
     pub block: u32,
     /// Dynamic shared memory of a block in bytes.
     pub shared_bytes: u32,
+    /// How its blocks multiply.
+    pub scheme: Scheme,
     /// How it sweeps, if it is one of the tile kernels whose tiles are dealt.
     pub sweep: Option<SweepPlan>,
     /// Operations of the products, two for each multiply-add, with those of the padding of tiles.
@@ -111,10 +113,6 @@ impl PlannedLaunch {
         let shape = &sweep.shape;
         let once = shape.batch as f64 * (shape.n + shape.m) as f64 * (shape.d * shape.dtype.size()) as f64;
         sweep.operand_traffic(sweep.device.l2_bytes).map(|all| (all as f64 - once).max(0.0))
-    }
-
-    fn scheme(&self) -> Scheme {
-        self.sweep.map_or(Scheme::WarpMma, |sweep| sweep.scheme)
     }
 }
 
@@ -196,7 +194,7 @@ impl Plan {
     pub fn seconds_at(&self, ceilings: &Ceilings) -> f64 {
         let one = |(launch, again): (&PlannedLaunch, Option<f64>)| {
             let busy = launch.sweep.map_or(1.0, |sweep| sweep.tail_efficiency(self.device.multiprocessors));
-            let rate = ceilings.rate(launch.arithmetic, launch.scheme()) * if busy > 0.0 { busy } else { 1.0 };
+            let rate = ceilings.rate(launch.arithmetic, launch.scheme) * if busy > 0.0 { busy } else { 1.0 };
             let memory = (launch.read + launch.written + again.unwrap_or(0.0)) / ceilings.bandwidth;
             (launch.operations / rate).max(memory).max(ceilings.launch)
         };

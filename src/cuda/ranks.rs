@@ -23,7 +23,7 @@ use crate::options::{Normalization, TiePolicy};
 
 const OP: &str = "ranks";
 
-const RANKS: TileKernel = TileKernel {
+pub(super) const RANKS: TileKernel = TileKernel {
     warp: ["ranks_f32", "ranks_f16", "ranks_bf16"],
     group: ["ranks_hopper_f16", "ranks_hopper_bf16"],
     step: 1,

@@ -4,7 +4,7 @@ use cudarc::driver::CudaStream;
 
 use super::kernels::Kernels;
 use super::launch::{Params, launch, launch_mapped};
-use super::plan::{GROUP_CLUSTER, GROUP_COLS, GROUP_ROWS, SMALL_COLS, Scheme, SweepKernel, SweepPlan, SweepShape};
+use super::plan::{GROUP_CLUSTER, GROUP_COLS, GROUP_ROWS, SMALL_COLS, PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape};
 use super::prepare::{Operand, by_dtype};
 use super::sweep::key_words;
 use super::tensor_map::{Mapped, TensorMaps};
@@ -39,7 +39,11 @@ impl TileKernel {
 /// The plan of `kernel` for matrices of this shape: by warps where an extent is 0, which tensor maps cannot have, and where
 /// mining is, whose similarities others compare theirs with.
 pub(crate) fn tile_plan(kernels: &Kernels, kernel: SweepKernel, shape: SweepShape) -> SweepPlan {
-    let mut device = kernels.plan_device();
+    tile_plan_on(kernels.plan_device(), kernel, shape)
+}
+
+/// As [`tile_plan`], for a device that need not be there.
+pub(crate) fn tile_plan_on(mut device: PlanDevice, kernel: SweepKernel, shape: SweepShape) -> SweepPlan {
     device.group_code &=
         [shape.batch, shape.n, shape.m, shape.d].iter().all(|&extent| extent > 0) && key_words(shape.n, shape.m) > 0;
     SweepPlan::new(kernel, shape, device)

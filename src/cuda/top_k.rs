@@ -25,7 +25,7 @@ use crate::top_k::{Fallback, Pick, TopKOptions};
 
 pub(super) const OP: &str = "mine_top_k";
 
-const MINE_TOP_K: TileKernel = TileKernel {
+pub(super) const MINE_TOP_K: TileKernel = TileKernel {
     warp: ["mine_top_k_f32", "mine_top_k_f16", "mine_top_k_bf16"],
     // Not in clusters, to which the rows would be dealt in pairs of parts: there may have to be one part only.
     group: [""; 2],

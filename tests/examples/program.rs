@@ -35,6 +35,9 @@ fn build(profile: &Path) {
     for name in ["evaluate", "inspect", "pairwise", "train_retrieval"] {
         cargo.args(["--example", name]);
     }
+    if cfg!(feature = "cuda") {
+        cargo.args(["--example", "roofline"]);
+    }
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
