@@ -28,8 +28,9 @@ pub(super) fn fit(cut: &Cut) -> bool {
 
 /// Features per slice.
 fn width(cut: &Cut) -> usize {
-    // Two panels read each element of `W` half as often, but there should be some slices for every thread.
-    if cut.depth >= 16 * cut.nr { 2 * cut.nr } else { cut.nr }
+    // Two panels read each element of `W` half as often and share half as many cache lines of the gradients with other
+    // slices, but there should be some slices for every thread.
+    if cut.depth >= 16 * cut.nr || cut.tiny() { 2 * cut.nr } else { cut.nr }
 }
 
 /// The columns of `out` in slices of `width`: of each slice its part of every row.
