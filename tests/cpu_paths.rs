@@ -267,7 +267,7 @@ fn gradients_of_every_path_agree() {
         let options = PairwiseOptions { normalization: Normalization::None, ..PairwiseOptions::default() };
         for objective in PairwiseObjective::ALL {
             agree(&format!("{objective} {n} x {d}, unit rows"), |cpu| {
-                step(&|dx, dy| cpu::pairwise_step(cpu, um, ym, &objective, &options, dx, dy).unwrap().loss)
+                step(&|dx, dy| cpu::pairwise_step(cpu, um, vm, &objective, &options, dx, dy).unwrap().loss)
             });
         }
     }
