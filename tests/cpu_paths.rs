@@ -224,6 +224,14 @@ fn agree(name: &str, run: impl Fn(&Cpu) -> Gradients) {
     }
 }
 
+fn unit(rows: &[f32], d: usize) -> Vec<f32> {
+    let of_row = |row: &[f32]| {
+        let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        row.iter().map(|v| v / norm).collect::<Vec<_>>()
+    };
+    rows.chunks(d).flat_map(of_row).collect()
+}
+
 #[test]
 fn gradients_of_every_path_agree() {
     // One wave by slices of features, with whole and with ragged tiles, and several waves.
@@ -254,18 +262,12 @@ fn gradients_of_every_path_agree() {
                 step(&|dx, dy| cpu::goal_step(cpu, xm, ym, &objective, &options, dx, dy).unwrap().mean_positive)
             });
         }
-        let unit: Vec<f32> = x
-            .chunks(d)
-            .flat_map(|row| {
-                let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
-                row.iter().map(move |v| v / norm)
-            })
-            .collect();
-        let um = MatRef::new(&unit, n, d).unwrap();
+        let [ux, uy] = [&x, &y].map(|rows| unit(rows, d));
+        let (um, vm) = (MatRef::new(&ux, n, d).unwrap(), MatRef::new(&uy, n, d).unwrap());
         let options = PairwiseOptions { normalization: Normalization::None, ..PairwiseOptions::default() };
         for objective in PairwiseObjective::ALL {
             agree(&format!("{objective} {n} x {d}, unit rows"), |cpu| {
-                step(&|dx, dy| cpu::pairwise_step(cpu, um, ym, &objective, &options, dx, dy).unwrap().loss)
+                step(&|dx, dy| cpu::pairwise_step(cpu, um, vm, &objective, &options, dx, dy).unwrap().loss)
             });
         }
     }

@@ -17,12 +17,14 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 OPS = ["product", "cosine_matrix", "mine", "goal-hinge-con", "goal-nca-sig", "goal-nca-sig_ms", "ranks", "top_k-10",
        "top_k-100", "positive_ranks", "mined_triplet-hardest", "mined_triplet-semi-hard", "weighted_grad", "row_norms",
        "normalize", "normalize_backward", "infonce", "siglip", "supcon", "ms", "ms-mined", "circle", "circle-full",
        "triplet-all", "contrastive", "lifted", "ranked-list"]
+PAUSE = 0.1
 SHAPES = ["128x128", "128x512", "128x1024", "1024x128", "1024x512", "1024x1024", "4096x128", "4096x512", "4096x1024"]
 
 
@@ -38,6 +40,8 @@ class Server:
             os.sched_setaffinity(thread, {cores[place % len(cores)]})
 
     def ask(self, line):
+        # The other side's threads wait for more work for a while before they sleep.
+        time.sleep(PAUSE)
         self.process.stdin.write(line + "\n")
         answer = json.loads(self.process.stdout.readline())
         if "refused" in answer:

@@ -94,7 +94,8 @@ impl Cpu {
         Self::build(threads, isa)
     }
 
-    /// The instruction sets that the kernels can use on this machine, best first: of `avx512`, `avx2` and `portable`.
+    /// The instruction sets that the kernels can use on this machine, best first: of `avx512_bf16`, `avx512`, `avx2` and
+    /// `portable`. The first two give the same bits.
     pub fn instruction_sets() -> Vec<&'static str> {
         Isa::available().into_iter().map(Isa::name).collect()
     }
@@ -104,7 +105,7 @@ impl Cpu {
         self.inner.threads
     }
 
-    /// The instruction set that the kernels use here: `avx512`, `avx2` or `portable`.
+    /// The instruction set that the kernels use here, one of [`Self::instruction_sets`].
     pub fn instruction_set(&self) -> &'static str {
         self.inner.isa.name()
     }

@@ -7,7 +7,7 @@ use super::pool::Cpu;
 use super::real::Real;
 use super::row_norms::unit_scales;
 use super::side::above;
-use super::sweep::{Piece, Tile, sweep};
+use super::sweep::{Piece, Tile, diagonal, sweep};
 use super::tile::{Kernel, Simd};
 use crate::check;
 use crate::dtype::{Accum, Element};
@@ -78,9 +78,16 @@ impl Positive<'_> {
     }
 }
 
-/// First sweep, over the tiles that hold positives: the score to beat.
+/// First sweep, over the tiles that hold positives or of pairs alone: the score to beat.
 fn targets<T: Element>(cpu: &Cpu, x: Rows<'_, T>, y: Rows<'_, T>, positive: Positive<'_>) -> Both<Target<T::Acc>> {
     let mut all = Both::new(&Target::NONE, x.mat.rows(), y.mat.rows());
+    if positive.groups.is_none() {
+        for (i, best) in diagonal(cpu, x, y).into_iter().enumerate() {
+            let target = Target { best, index: i as i32, ties: 1, count: 1 };
+            (all.rows[i], all.cols[i]) = (target, target);
+        }
+        return all;
+    }
     let visit = |(piece, part): &mut (Piece, Both<Target<T::Acc>>), tile: Tile<'_, T::Acc>| {
         for (row, i) in tile.data.chunks_exact(tile.ld).zip(tile.rows) {
             for (&best, j) in row.iter().zip(tile.cols.clone()) {

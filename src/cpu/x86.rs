@@ -110,7 +110,8 @@ pub(super) fn pairs_round_as_chains() -> bool {
     static ANSWER: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *ANSWER.get_or_init(|| {
         // Mantissas of 8 bits, and sums of all magnitudes beside them.
-        let number = |i: u32| f32::from_bits((0x3f00_0000 + ((i * 0x9e37_79b1) >> 5 & 0x00ff_0000)) | (i & 1) << 31);
+        let number =
+            |i: u32| f32::from_bits((0x3f00_0000 + (i.wrapping_mul(0x9e37_79b1) >> 5 & 0x00ff_0000)) | (i & 1) << 31);
         (0..4096u32).all(|i| {
             let [x0, y0, x1, y1] = [0, 1, 2, 3].map(|k| number(4 * i + k + i % 7));
             let sum = number(i * 77) * 1.000_1 * f32::from_bits((117 + i % 20) << 23);

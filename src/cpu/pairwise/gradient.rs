@@ -291,6 +291,7 @@ fn weigh_tile<A: Accum>(
 ) {
     for (member, share) in members.iter().zip(&mut part.shares) {
         if let Some(share) = share {
+            share.begin();
             member.visit(cpu, &mut own.statistics, tile, share);
         }
     }

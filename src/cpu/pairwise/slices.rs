@@ -28,6 +28,10 @@ pub(super) fn fit(cut: &Cut) -> bool {
 
 /// Features per slice.
 fn width(cut: &Cut) -> usize {
+    if cut.tiny() {
+        // Whole rows, a side for each of two threads: no cache line of a gradient is shared.
+        return cut.depth.next_multiple_of(cut.nr);
+    }
     // Two panels read each element of `W` half as often, but there should be some slices for every thread.
     if cut.depth >= 16 * cut.nr { 2 * cut.nr } else { cut.nr }
 }
@@ -105,23 +109,40 @@ pub(super) fn gradient<T: Element, G: GradientOf<T>>(
     let overflow = AtomicU32::new(0);
     let work = cut.n.saturating_mul(cut.m).saturating_mul(cut.depth);
     let panels = || cpu.scratch::<T::Acc>((BLOCKS * K_BLOCK).max(cut.n) * width);
-    cpu.each_with(2 * work, slices.iter_mut(), panels, |panels, slice| {
-        of_rows(cpu, &cut, &y, band, panels, slice.first, width, slice.x.sums);
-        of_cols(cpu, &cut, &x, (&turned, turned_len), panels, slice.first, width, slice.y.sums);
-        if single {
+    let x_of = |panels: &mut [T::Acc], first: usize, part: &mut Part<'_, T::Acc, G>| {
+        of_rows(cpu, &cut, &y, band, panels, first, width, part.sums);
+    };
+    let y_of = |panels: &mut [T::Acc], first: usize, part: &mut Part<'_, T::Acc, G>| {
+        of_cols(cpu, &cut, &x, (&turned, turned_len), panels, first, width, part.sums);
+    };
+    if single {
+        cpu.each_with(2 * work, slices.iter_mut(), panels, |panels, slice| {
+            x_of(panels, slice.first, &mut slice.x);
+            y_of(panels, slice.first, &mut slice.y);
             // A single set has as many columns as rows.
             for i in 0..cut.n {
                 let from = place(&cut, chunk, i) * width;
                 let sums = slice.x.sums[i * width..].iter_mut().zip(&slice.y.sums[from..from + width]);
                 sums.for_each(|(sum, v)| *sum += *v);
             }
-        }
-        let mut lost = slice.x.settle(cpu, &x, slice.first, width, write, |i| i);
-        if !single {
-            lost += slice.y.settle(cpu, &y, slice.first, width, write, |j| place(&cut, chunk, j));
-        }
-        overflow.fetch_add(lost, Ordering::Relaxed);
-    });
+            let lost = slice.x.settle(cpu, &x, slice.first, width, write, |i| i);
+            overflow.fetch_add(lost, Ordering::Relaxed);
+        });
+    } else {
+        // The sides one after the other: two threads take one each.
+        let (xs, ys): (Vec<_>, Vec<_>) =
+            slices.iter_mut().map(|s| ((s.first, false, &mut s.x), (s.first, true, &mut s.y))).unzip();
+        cpu.each_with(2 * work, xs.into_iter().chain(ys), panels, |panels, (first, of_y, part)| {
+            let lost = if of_y {
+                y_of(panels, first, part);
+                part.settle(cpu, &y, first, width, write, |j| place(&cut, chunk, j))
+            } else {
+                x_of(panels, first, part);
+                part.settle(cpu, &x, first, width, write, |i| i)
+            };
+            overflow.fetch_add(lost, Ordering::Relaxed);
+        });
+    }
     if x.rows.scales.is_none() {
         return overflow.into_inner();
     }

@@ -63,6 +63,8 @@ type RowsOfShare = Vec<(Sum, Positives)>;
 
 /// What a tile finds: of its rows, and its columns' sums so far.
 pub(super) struct Share<'a> {
+    count: usize,
+    /// Empty before [`Self::begin`].
     pub(super) rows: RowsOfShare,
     pub(super) cols: &'a mut [Sum],
 }
@@ -70,7 +72,12 @@ pub(super) struct Share<'a> {
 impl<'a> Share<'a> {
     /// Of a wave of `rows` rows, and these columns' sums.
     pub(super) fn new(rows: usize, cols: &'a mut [Sum]) -> Self {
-        Self { rows: vec![Default::default(); rows], cols }
+        Self { count: rows, rows: Vec::new(), cols }
+    }
+
+    /// To be called before the first tile by the thread that has it: memory that another one has written is slow to write.
+    pub(super) fn begin(&mut self) {
+        self.rows.resize_with(self.count, Default::default);
     }
 }
 
@@ -220,6 +227,7 @@ pub(super) fn statistics<T: Element>(tiles: &mut Tiles<'_, T>, members: &[&dyn S
         let start = || Scratch::new(cut.chunk, cut.nr);
         let visit = |scratch: &mut Scratch<T::Acc>, tile: Tile<'_, T::Acc>, shares: &mut Vec<Share<'_>>| {
             for (member, share) in members.iter().zip(shares) {
+                share.begin();
                 member.visit(cpu, scratch, &tile, share);
             }
         };

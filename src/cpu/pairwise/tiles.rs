@@ -56,11 +56,22 @@ pub(super) struct Cut {
     pub(super) nr: usize,
 }
 
+/// Whether more than two pieces of work cost more than they spread over threads.
+fn tiny(n: usize, m: usize, depth: usize) -> bool {
+    n.saturating_mul(m).saturating_mul(depth) <= 1 << 22
+}
+
 impl Cut {
+    /// As [`tiny`] says.
+    pub(super) fn tiny(&self) -> bool {
+        tiny(self.n, self.m, self.depth)
+    }
+
     fn new<A: Accum>(cpu: &Cpu, n: usize, m: usize, depth: usize) -> Self {
         let (mr, nr) = cpu.isa().register_rows::<A>();
         let unit = if mr.is_multiple_of(8) { mr } else { mr * 8 };
-        let chunk = m.div_ceil(WANTED_CHUNKS).next_multiple_of(nr).clamp(nr, K_BLOCK);
+        let chunks = if tiny(n, m, depth) { 2 } else { WANTED_CHUNKS };
+        let chunk = m.div_ceil(chunks).next_multiple_of(nr).clamp(nr, K_BLOCK);
         let fit = WAVE_BYTES / (m.next_multiple_of(chunk).max(1) * size_of::<A>());
         Self { n, m, depth, wave: fit.clamp(1, WAVE_ROWS).next_multiple_of(unit), chunk, unit, nr }
     }

@@ -14,11 +14,18 @@ pub(super) struct Entry<A> {
 }
 
 impl<A> Entry<A> {
-    /// Larger keys come first, then lower indices; no two candidates of an anchor are equal.
+    /// Larger keys come first, then lower indices; no two candidates of an anchor are equal. One number, so that it is
+    /// compared without a branch.
     #[inline(always)]
-    fn rank(&self) -> (u64, std::cmp::Reverse<i32>) {
-        (self.key, std::cmp::Reverse(self.index))
+    fn rank(&self) -> u128 {
+        rank(self.key, self.index)
     }
+}
+
+/// The place of a key and an index that is not negative.
+#[inline(always)]
+fn rank(key: u64, index: i32) -> u128 {
+    u128::from(key) << 32 | u128::from(!index.cast_unsigned())
 }
 
 /// Per anchor the `keep` best of the entries that were offered, in no order, and some that are still to be sorted out.
@@ -29,7 +36,7 @@ struct Best<A> {
     entries: Vec<Entry<A>>,
     len: Vec<usize>,
     /// Entries that rank no higher are not among the `keep` best.
-    floor: Vec<(u64, std::cmp::Reverse<i32>)>,
+    floor: Vec<u128>,
 }
 
 impl<A: Accum> Best<A> {
@@ -41,7 +48,7 @@ impl<A: Accum> Best<A> {
             room,
             entries: vec![Entry { key: 0, value: A::ZERO, index: NONE }; anchors * room],
             len: vec![0; anchors],
-            floor: vec![(0, std::cmp::Reverse(i32::MAX)); anchors],
+            floor: vec![rank(0, i32::MAX); anchors],
         }
     }
 
@@ -158,7 +165,7 @@ impl<A: Accum> Lists<A> {
         if self.left_out.is_some() {
             return self.offer_to_both(ranking, a, value, index);
         }
-        let floor = self.best.floor[a].0;
+        let floor = (self.best.floor[a] >> 32) as u64;
         if let Some(key) = ranking.keys.key(floor, self.first + a, index, value.to_f64()) {
             self.offer_best(ranking, a, Entry { key, value, index });
         }
@@ -187,7 +194,7 @@ impl<A: Accum> Lists<A> {
     }
 
     fn draw(&mut self, ranking: &Ranking, a: usize, entry: Entry<A>) {
-        let floor = self.best.floor[a].0;
+        let floor = (self.best.floor[a] >> 32) as u64;
         if let Some(key) = ranking.keys.key(floor, self.first + a, entry.index, entry.value.to_f64()) {
             self.offer_best(ranking, a, Entry { key, ..entry });
         }
