@@ -15,17 +15,16 @@ fn library() -> Option<PathBuf> {
     }
     let test = std::env::current_exe().expect("the path of this test");
     // target/PROFILE/deps/gpu_report-HASH
-    let profile = test.ancestors().nth(2).expect("a profile's folder");
+    let folder = test.ancestors().nth(2).expect("a profile's folder");
+    let profile = folder.file_name().and_then(|name| name.to_str()).expect("a profile's name");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-    cargo.args(["build", "--quiet", "--locked", "--offline", "--example", "simgrad_report"]);
-    if profile.ends_with("release") {
-        cargo.arg("--release");
-    }
+    cargo.args(["build", "--quiet", "--locked", "--offline", "--example", "simgrad_report", "--profile"]);
+    cargo.arg(if profile == "debug" { "dev" } else { profile });
     let output = cargo.output().expect("cargo starts");
     assert!(output.status.success(), "the library does not build: {}", String::from_utf8_lossy(&output.stderr));
     let name = format!("{}simgrad_report{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
-    let path = profile.join("examples").join(name);
+    let path = folder.join("examples").join(name);
     assert!(path.exists(), "{} is not built", path.display());
     Some(path)
 }

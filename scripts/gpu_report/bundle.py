@@ -58,8 +58,8 @@ def newest_glibc(program):
 
 # Names of what tests read from the place where they were compiled, which a bundle has not.
 PLACES = re.compile(r'env!\("(CARGO_MANIFEST_DIR|CARGO_TARGET_TMPDIR|CARGO_BIN_EXE_\w+|CARGO|OUT_DIR)"')
-# Marks of a test that runs on CUDA; those of tests/gpu_presence.rs.
-MARKS = ("on_every_backend(", "common::cuda()", "device()", "cuda_with_nvrtc()", "ready()")
+# Marks of a test that runs on CUDA: those of tests/gpu_presence.rs, and of files that open a device themselves.
+MARKS = ("on_every_backend(", "common::cuda()", "device()", "cuda_with_nvrtc()", "ready()", "Cuda::new(", '#![cfg(feature = "cuda")]')
 
 
 def why_left_out(name, sources):

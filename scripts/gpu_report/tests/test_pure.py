@@ -311,8 +311,17 @@ class Packing(unittest.TestCase):
         self.assertIsNone(bundle.why_left_out("mine", [device]))
         self.assertIsNone(bundle.why_left_out("cuda_shapes", ["#[test] fn a() {}"]))
         self.assertIn("no test that runs on CUDA", bundle.why_left_out("plain", ["#[test] fn a() {}"]))
+        self.assertIsNone(bundle.why_left_out("own", ['#![cfg(feature = "cuda")]\n#[test] fn a() {}']))
         reason = bundle.why_left_out("presence", [device, 'env!("CARGO_MANIFEST_DIR")'])
         self.assertIn("CARGO_MANIFEST_DIR", reason)
+
+    def test_every_test_of_the_repository_that_names_the_device_is_chosen(self):
+        # A file of tests that speaks of a CUDA handle and is left out all the same would never be run on a card.
+        for path in sorted((SCRIPT.parents[1] / "tests").glob("*.rs")):
+            text = path.read_text()
+            reason = bundle.why_left_out(path.stem, [text])
+            if reason and "compiled in" not in reason:
+                self.assertNotRegex(text, r"simgrad::cuda|CudaContext|Backend::cuda", path.name)
 
     def test_the_newest_glibc_is_found(self):
         self.assertEqual(bundle.newest_glibc(b"..GLIBC_2.4\0GLIBC_2.34\0GLIBC_2.9\0"), (2, 34))
