@@ -276,7 +276,7 @@ fn special_rows() {
 #[test]
 fn similarities_of_minus_infinity() {
     let (n, d) = (300, 2);
-    for (objective, kinds) in [("con-con", 0), ("con-lin_ms", 2), ("hinge-con", 2), ("con-con", 1)] {
+    for (objective, kinds) in [("con-con", 0), ("con-con", 2), ("con-lin_ms", 2), ("con-con", 1)] {
         let mut case = Case::<f32>::new(n, d, objective, 11);
         case.normalization = Normalization::None;
         case.detail = true;
