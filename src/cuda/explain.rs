@@ -47,6 +47,9 @@ fn why_scheme(p: &SweepPlan) -> String {
         Scheme::WarpMma if !p.device.group_code => "the build has no code for sm_90a".to_owned(),
         Scheme::WarpMma => format!("{name} is not written with wgmma"),
         Scheme::GroupMma => "16-bit operands on 9.0: mma.sync reaches two thirds of what wgmma does".to_owned(),
+        Scheme::GroupMmaSmall if !p.kernel.schemes().contains(&Scheme::GroupMma) => {
+            format!("16-bit operands on 9.0, and {name} is written for tiles of 128 x 64 alone")
+        }
         Scheme::GroupMmaSmall => format!(
             "tiles of 128 x 256 would leave more than half of {PLANNED_MULTIPROCESSORS} multiprocessors without a block"
         ),
@@ -205,6 +208,7 @@ mod tests {
         assert!(why(DType::F32, PlanDevice::H200).contains("multiply-adds"));
         assert!(why(DType::Bf16, PlanDevice::A100).contains("8.0"));
         assert!(why(DType::Bf16, PlanDevice { group_code: false, ..PlanDevice::H200 }).contains("no code"));
+        assert!(why(DType::Bf16, PlanDevice::H200).contains("alone"));
         assert!(why(DType::Bf16, PlanDevice { forced: Some(Scheme::WarpMma), ..PlanDevice::H200 }).contains("forced"));
     }
 }
