@@ -2,7 +2,7 @@
 """Every operation of the CPU path against its composition from numpy operations, in turns.
 
     cargo build --release --no-default-features --bench turns
-    python3 benches/peers/paired_ops.py                                  # everything, about an hour
+    python3 benches/peers/paired_ops.py                                  # everything, half an hour
     python3 benches/peers/paired_ops.py --op product mine --shape 1024x512 --rounds 3
 
 numpy's side is numpy_ops.py, simgrad's the bench `turns`, each in a process of its own that waits while the other one

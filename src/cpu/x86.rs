@@ -71,7 +71,8 @@ impl Simd<f32> for PairLanes {
     fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: vectors of the same size; the machine has the instruction, see `Simd`.
         unsafe {
-            let (a, b): (__m512bh, __m512bh) = (std::mem::transmute(a), std::mem::transmute(b));
+            let a = std::mem::transmute::<__m512, __m512bh>(a);
+            let b = std::mem::transmute::<__m512, __m512bh>(b);
             _mm512_dpbf16_ps(c, a, b)
         }
     }
@@ -127,9 +128,9 @@ pub(super) fn pairs_round_as_chains() -> bool {
 /// The machine has AVX-512 F and BF16.
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn add_pair(x: u32, y: u32, sum: f32) -> f32 {
+    let (x, y) = (_mm512_set1_epi32(x.cast_signed()), _mm512_set1_epi32(y.cast_signed()));
     // SAFETY: vectors of the same size; every bit pattern is one of bf16.
-    let (x, y): (__m512bh, __m512bh) =
-        unsafe { (std::mem::transmute(_mm512_set1_epi32(x as i32)), std::mem::transmute(_mm512_set1_epi32(y as i32))) };
+    let (x, y) = unsafe { (std::mem::transmute::<__m512i, __m512bh>(x), std::mem::transmute::<__m512i, __m512bh>(y)) };
     _mm512_cvtss_f32(_mm512_dpbf16_ps(_mm512_set1_ps(sum), x, y))
 }
 

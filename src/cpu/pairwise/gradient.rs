@@ -13,7 +13,7 @@ use super::slices;
 use super::statistics::{Scratch, Share, Statistics};
 use super::tiles::{Operand, Sweep, Tile, Tiles};
 use crate::cpu::Cpu;
-use crate::cpu::gather::{Term, write_gradient};
+use crate::cpu::gather::{along, write_part};
 use crate::cpu::pool;
 use crate::cpu::product::{K_BLOCK, Multiply};
 use crate::cpu::real::Real;
@@ -105,7 +105,7 @@ fn finish_columns<T: Element, G: GradientOf<T>>(
     let d = out.cols();
     let overflow = AtomicU32::new(0);
     cpu.each(out.rows().saturating_mul(d), bands(out, ROWS_PER_ITEM), |(first, mut band)| {
-        let (mut sum, mut g) = (cpu.scratch::<T::Acc>(d), cpu.scratch::<T::Acc>(d));
+        let mut sum = cpu.scratch::<T::Acc>(d);
         let mut lost = 0;
         for r in 0..band.rows() {
             let j = first + r;
@@ -114,7 +114,7 @@ fn finish_columns<T: Element, G: GradientOf<T>>(
             } else {
                 sum.copy_from_slice(&sums[j * d..][..d]);
             }
-            lost += finish(cpu, y, j, &sum, &mut g, write, band.row_mut(r));
+            lost += finish(cpu, y, j, &mut sum, write, band.row_mut(r));
         }
         overflow.fetch_add(lost, Ordering::Relaxed);
     });
@@ -126,14 +126,13 @@ fn finish<T: Element, G: GradientOf<T>>(
     cpu: &Cpu,
     of: &Operand<'_, T>,
     i: usize,
-    sum: &[T::Acc],
-    g: &mut [T::Acc],
+    sum: &mut [T::Acc],
     write: WriteMode,
     out: &mut [G],
 ) -> u32 {
-    let through = of.rows.scales.map(|scales| (of.rows.mat.row(i), scales[i]));
-    let term = Term { row: sum, pow2: T::Acc::ONE, factor: T::Acc::ONE };
-    write_gradient(cpu, &[term], through, g, write, out)
+    let x = of.rows.mat.row(i);
+    let through = of.rows.scales.map(|scales| (x, scales[i], along(cpu, x, scales[i].pow2, sum)));
+    write_part(cpu, through, sum, write, out)
 }
 
 /// The rows' gradients with respect to their unit rows, slice by slice of features.
@@ -180,11 +179,11 @@ impl<A: Accum> OfRows<A> {
         };
         let overflow = AtomicU32::new(0);
         cpu.each(rows.len().saturating_mul(d), bands(part, ROWS_PER_ITEM), |(first, mut band)| {
-            let (mut sum, mut g) = (cpu.scratch::<A>(d), cpu.scratch::<A>(d));
+            let mut sum = cpu.scratch::<A>(d);
             let mut lost = 0;
             for r in 0..band.rows() {
                 self.row(first + r, &mut sum);
-                lost += finish(cpu, x, rows.start + first + r, &sum, &mut g, write, band.row_mut(r));
+                lost += finish(cpu, x, rows.start + first + r, &mut sum, write, band.row_mut(r));
             }
             overflow.fetch_add(lost, Ordering::Relaxed);
         });

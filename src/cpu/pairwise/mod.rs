@@ -296,7 +296,8 @@ fn alone<T: Element>(cpu: &Cpu, inputs: &Inputs<'_, T>, parts: &[PairwisePart]) 
 /// `dx` and `dy` have the shapes of `x` and `y`, in `T` or `T::Acc`; sums are in `T::Acc`, sums over tiles and the report in
 /// `f64`. Neither `S` nor `W` is stored as a whole unless it is small: allocates `O(n + m)`, at most 48 MiB of similarities
 /// that are kept from one sweep to the next (at least a wave of 384 rows or about 32 MiB), and, unless `dy` is overwritten in
-/// `T::Acc`, `m × d` sums; up to 384 rows and `m · d = 2^20` the sums of both sides. The result is the same bits run to run and for every number of threads.
+/// `T::Acc`, `m × d` sums; up to `2^18` similarities (or 384 rows) and `m · d = 2^20` the sums of both
+/// sides and `W` a second time. The result is the same bits run to run and for every number of threads.
 ///
 /// # Errors
 /// [`Error::EmptyDim`](crate::Error::EmptyDim) if `d` is 0, [`Error::ShapeMismatch`](crate::Error::ShapeMismatch) for

@@ -15,8 +15,11 @@ use crate::dtype::{Accum, Element};
 /// Chunks to aim for. A chunk has at most [`K_BLOCK`] columns.
 const WANTED_CHUNKS: usize = 8;
 
-/// Most rows of a wave.
+/// Most rows of a wave of a larger matrix.
 const WAVE_ROWS: usize = 384;
+
+/// Similarities up to which a matrix is one wave.
+const WHOLE: usize = 1 << 18;
 
 /// Bytes that a wave's tiles may take, unless it has few rows already.
 const WAVE_BYTES: usize = 32 << 20;
@@ -24,7 +27,8 @@ const WAVE_BYTES: usize = 32 << 20;
 /// Bytes of tiles that are kept from one sweep to the next; the others are computed again.
 const KEPT_BYTES: usize = 48 << 20;
 
-/// Threads up to which each of them packs the rows of a wave for itself.
+/// Threads, and waves, up to which each thread packs the rows of a wave for itself: in many waves what it saves is little
+/// beside the memory.
 const EACH_PACKS: usize = 4;
 
 /// A matrix and those of its rows that take no part in products.
@@ -72,8 +76,10 @@ impl Cut {
         let unit = if mr.is_multiple_of(8) { mr } else { mr * 8 };
         let chunks = if tiny(n, m, depth) { 2 } else { WANTED_CHUNKS };
         let chunk = m.div_ceil(chunks).next_multiple_of(nr).clamp(nr, K_BLOCK);
-        let fit = WAVE_BYTES / (m.next_multiple_of(chunk).max(1) * size_of::<A>());
-        Self { n, m, depth, wave: fit.clamp(1, WAVE_ROWS).next_multiple_of(unit), chunk, unit, nr }
+        let wide = m.next_multiple_of(chunk).max(1);
+        let fit = WAVE_BYTES / (wide * size_of::<A>());
+        let rows = if n.saturating_mul(wide) <= WHOLE { n } else { WAVE_ROWS };
+        Self { n, m, depth, wave: fit.clamp(1, rows.max(1)).next_multiple_of(unit), chunk, unit, nr }
     }
 
     pub(super) fn waves(&self) -> usize {
@@ -192,7 +198,7 @@ impl<'a, T: Element> Tiles<'a, T> {
             (band, inv)
         };
         // Few threads pack the rows faster than they read what one of them has packed.
-        let each_packs = cpu.threads() <= EACH_PACKS;
+        let each_packs = cpu.threads() <= EACH_PACKS && cut.waves() <= EACH_PACKS;
         let common = (!known && !each_packs).then(packed);
         let place = self.place(wave, sweep);
         if wave == self.filled && wave < self.places {
