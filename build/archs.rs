@@ -6,6 +6,9 @@ use std::fmt;
 /// device of compute capability 8.0 or above.
 pub const DEFAULT: &str = "80-real;90a-real;80-virtual";
 
+/// The first release of nvcc that has `__maxnreg__`, which the kernels for sm_90a alone are declared with.
+const HOPPER_RELEASE: (u32, u32) = (12, 4);
+
 /// One target: an architecture number, its optional suffix, and the kinds of code wanted for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arch {
@@ -185,6 +188,13 @@ pub fn targets(list: &str, nvcc: &Supported) -> Result<Targets, String> {
         ));
     }
     let is_hopper = |a: &&Arch| (a.number, a.suffix) == (90, Some('a'));
-    let hopper = kept.iter().filter(is_hopper).map(Arch::gencode).collect();
+    let mut hopper: Vec<String> = kept.iter().filter(is_hopper).map(Arch::gencode).collect();
+    if nvcc.release < HOPPER_RELEASE && !hopper.is_empty() {
+        hopper.clear();
+        let (needs_major, needs_minor) = HOPPER_RELEASE;
+        warnings.push(format!(
+            "the kernels with wgmma need nvcc {needs_major}.{needs_minor}, not {major}.{minor}: those for sm_80 serve sm_90a too"
+        ));
+    }
     Ok(Targets { gencode: kept.iter().map(Arch::gencode).collect(), hopper, built: built.join(", "), warnings })
 }

@@ -133,15 +133,18 @@ __device__ __forceinline__ void weigh_own(const GoalParams& p, const GoalSide& s
 __device__ __forceinline__ void find_chosen(const GoalSmallParams& params, uint32_t t0, uint32_t words, Shared& shared) {
     const GoalParams& p = params.goal;
     const uint32_t warps = blockDim.x / kWarpSize;
+    const uint32_t split_ti = split_of(p.ti, p.n, t0), split_it = split_of(p.it, p.n, t0);
     for (uint32_t first = warp_id(); first < 2 * words; first += kAhead * warps) {
         uint32_t row[kAhead];  // from t0, or no row of this block
 #pragma unroll
         for (uint32_t k = 0; k < kAhead; ++k) {
             const uint32_t at = first + k * warps;
-            const GoalSide& s = at < words ? p.ti : p.it;
-            const uint32_t anchor = (at < words ? at : at - words) * kWarpSize + lane_id();
+            const bool of_x = at < words;
+            const uint32_t anchor = (of_x ? at : at - words) * kWarpSize + lane_id();
             const bool inside = at < 2 * words && anchor < p.n;
-            row[k] = inside ? chosen_by(s, p.n, split_of(s, p.n, t0), anchor, p.stats) - t0 : ~0u;
+            const uint32_t chosen =
+                inside ? chosen_by(of_x ? p.ti : p.it, p.n, of_x ? split_ti : split_it, anchor, p.stats) : ~0u;
+            row[k] = chosen - t0;
         }
 #pragma unroll
         for (uint32_t k = 0; k < kAhead; ++k) {

@@ -294,9 +294,8 @@ __device__ __forceinline__ void grad_groups(const GradMaps& maps, const Pairwise
 
 }  // namespace
 
-// What the handing over of registers starts from is said, not left to the compiler.
 #define GRAD(SUFFIX, PARTS)                                                                                \
-    extern "C" __global__ void __block_size__((kGroupThreads, 1, 1), (kClusterBlocks, 1, 1)) __maxnreg__(168) \
+    extern "C" __global__ void __block_size__((kGroupThreads, 1, 1), (kClusterBlocks, 1, 1)) __maxnreg__(kLaunchRegisters) \
         pairwise_grad_hopper_##SUFFIX(const __grid_constant__ GradMaps maps,                               \
                                       const __grid_constant__ PairwiseGradGroupParams p) {                 \
         grad_groups<PARTS>(maps, p);                                                                      \

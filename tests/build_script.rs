@@ -96,6 +96,9 @@ fn targets_are_filtered_by_what_nvcc_supports() {
     // Release 11.8 lists sm_90, but has no sm_90a.
     let old = Supported { release: (11, 8), ..nvcc_13() };
     assert_eq!(targets("80-real,90a-real", &old).unwrap().built, "sm_80");
+    let older = targets("90a-real", &Supported { release: (12, 3), ..nvcc_13() }).unwrap();
+    assert_eq!((older.built.as_str(), older.hopper.len()), ("sm_90a", 0));
+    assert!(older.warnings[0].contains("need nvcc 12.4, not 12.3"), "{:?}", older.warnings);
     assert_eq!(
         targets("100f-real", &Supported { release: (12, 8), ..nvcc_13() }).unwrap_err(),
         "nvcc 12.8 supports none of sm_100f"

@@ -349,60 +349,73 @@ fn a_step_of_a_large_batch_is_four_launches() {
 }
 
 /// Bytes that every launch has to read and to write at least once, docs/kernels.md.
-type Traffic = Vec<(&'static str, u64, u64)>;
+type Traffic = Vec<(String, u64, u64)>;
+
+/// What a step over all pairs has on a device.
+struct Engine {
+    capability: &'static str,
+    /// In the names of its kernels.
+    suffix: &'static str,
+    /// Parts of the rows and of the columns.
+    splits: [u64; 2],
+}
+
+/// Tiles of 128 x 128, as many parts as rows and columns of them.
+const WARPS: Engine = Engine { capability: "8.0", suffix: "", splits: [SPLITS, SPLITS] };
+/// Units of 256 x 256, a cluster of two blocks for each.
+const GROUPS: Engine = Engine { capability: "9.0", suffix: "_hopper", splits: [SPLITS, SPLITS / 2] };
 
 /// Of an InfoNCE step.
-fn pairwise_traffic(kept: bool) -> Traffic {
+fn pairwise_traffic(engine: &Engine, kept: bool) -> Traffic {
+    let Engine { suffix, splits: [row_splits, col_splits], .. } = *engine;
     let (n, d) = (N as u64, D as u64);
     let lines = 2 * n;
     // Both operands, the factors of their rows, the sums of both products, W, and all similarities.
     let (operands, inv, sums, w, all) = (lines * d * 2, lines * 4, lines * d * 4, n * n * 2, n * n * 4);
-    let states = 6 * SPLITS * lines * 4;
+    let states = 6 * (row_splits + col_splits) * n * 4;
     // 5 words per row and 3 per column, of which W needs 3 and 3; a word per pair.
     let (coefficients, read, pairs) = (n * 8 * 4, n * 6 * 4, n * 4);
     let (stored, similarities) = if kept { (all, all) } else { (0, operands) };
     vec![
-        ("prepare_bf16", operands, operands + 2 * inv),
-        ("pairwise_stats_both_bf16", operands + inv, states + pairs + stored),
+        ("prepare_bf16".into(), operands, operands + 2 * inv),
+        (format!("pairwise_stats_both{suffix}_bf16"), operands + inv, states + pairs + stored),
         // Maximum, sum and count; the other planes belong to sets of positives.
-        ("pairwise_finalize", states / 2 + inv + pairs, coefficients),
-        ("pairwise_weights_both_bf16", similarities + inv + read, w + pairs + 32 * SPLITS * SPLITS),
-        ("pairwise_grad_bf16", operands + w, sums),
-        ("pairwise_finish_bf16_f32", operands + sums + 2 * inv + pairs, sums),
+        ("pairwise_finalize".into(), states / 2 + inv + pairs, coefficients),
+        (
+            format!("pairwise_weights_both{suffix}_bf16"),
+            similarities + inv + read,
+            w + pairs + 32 * row_splits * col_splits,
+        ),
+        (format!("pairwise_grad{suffix}_bf16"), operands + w, sums),
+        ("pairwise_finish_bf16_f32".into(), operands + sums + 2 * inv + pairs, sums),
     ]
 }
 
 /// Of a mixture of InfoNCE and SigLIP whose similarities are kept: the sum of their weights is f32.
-fn mixture_traffic() -> Traffic {
+fn mixture_traffic(engine: &Engine) -> Traffic {
     let (n, all) = (N as u64, 4 * (N * N) as u64);
-    let one = pairwise_traffic(true);
-    let [prepare, stats, finalize, both, grad, finish] = one[..] else { unreachable!("six launches") };
-    let sums = 32 * SPLITS * SPLITS;
-    vec![
-        prepare,
-        stats,
-        finalize,
-        // Facts about rows and a flag per column; 5 words per row.
-        ("pairwise_finalize", 3 * n * 4, 5 * n * 4),
-        (both.0, both.1, all + n * 4 + sums),
-        // The factors of rows; 5 words per row, and the own pairs' weights, a word each.
-        ("pairwise_weights_bf16", 2 * all + 2 * n * 4 + 6 * n * 4, all / 2 + 3 * n * 4 + sums),
-        grad,
-        ("pairwise_mixture_report", 0, 0),
-        ("pairwise_mixture_report", 0, 0),
-        finish,
-    ]
+    let sums = 32 * engine.splits[0] * engine.splits[1];
+    let mut of = pairwise_traffic(engine, true);
+    of[3].2 = all + n * 4 + sums;
+    // The factors of rows; 5 words per row, and the own pairs' weights, a word each.
+    let weights = (2 * all + 2 * n * 4 + 6 * n * 4, all / 2 + 3 * n * 4 + sums);
+    of.insert(4, (format!("pairwise_weights{}_bf16", engine.suffix), weights.0, weights.1));
+    // Facts about rows and a flag per column; 5 words per row.
+    of.insert(3, ("pairwise_finalize".into(), 3 * n * 4, 5 * n * 4));
+    let report = ("pairwise_mixture_report".to_owned(), 0, 0);
+    of.splice(of.len() - 1..of.len() - 1, [report.clone(), report]);
+    of
 }
 
 /// Every launch reads and writes what it has to, within 10 %, without waste.
 #[track_caller]
-fn check_traffic(launches: &[Launch], traffic: &[(&str, u64, u64)]) {
+fn check_traffic(launches: &[Launch], traffic: &[(String, u64, u64)]) {
     assert_eq!(launches.len(), traffic.len());
     for (launch, (kernel, read, written)) in launches.iter().zip(traffic) {
-        assert_eq!(launch.kernel(), *kernel);
+        assert_eq!(launch.kernel(), kernel);
         assert_eq!((launch.count("inst_load_local"), launch.count("inst_store_local")), (0, 0), "{kernel}");
         // A warp's work on a few kilobytes.
-        if *kernel == "pairwise_mixture_report" {
+        if kernel == "pairwise_mixture_report" {
             continue;
         }
         for (name, expected) in [("global_unique_bytes_read", *read), ("global_unique_bytes_written", *written)] {
@@ -410,64 +423,73 @@ fn check_traffic(launches: &[Launch], traffic: &[(&str, u64, u64)]) {
             assert!((0.9..=1.1).contains(&ratio), "{kernel}: {name} {}, expected {expected}", launch.count(name));
         }
         // Weights of loaded similarities have nothing in shared memory but the sums of eight warps, which are added once.
+        let sweeps = kernel.starts_with("pairwise_stats") || kernel.starts_with("pairwise_weights");
         let loads = kernel.starts_with("pairwise_weights") && launch.count("tensor_flop_bf16") == 0;
+        if sweeps {
+            let (counter, bytes) = copied(kernel, (N, D));
+            assert_eq!(launch.count(counter), if loads { 0 } else { bytes }, "{kernel}: {counter}");
+        }
         assert!(loads || launch.ratio("shared_load_conflict_ratio") <= 1.1, "{kernel}");
         assert!(launch.ratio("shared_store_conflict_ratio") <= 1.1, "{kernel}");
         // Without statistics, scalars are much of the little that finalising reads.
-        let efficiency = if *kernel == "pairwise_finalize" { 0.85 } else { 0.9 };
+        let efficiency = if kernel == "pairwise_finalize" { 0.85 } else { 0.9 };
         assert!(launch.ratio("global_load_efficiency") >= efficiency, "{kernel}");
     }
 }
 
-/// Counts of a step, against what it has to do: `products` of `2nmd`.
+/// Counts of a step on either engine, against what it has to do: `products` of `2nmd`.
 #[track_caller]
-fn counts_are(test: &str, title: &str, traffic: &[(&str, u64, u64)], products: f64) {
+fn counts_are(test: &str, title: &str, traffic: impl Fn(&Engine) -> Traffic, products: f64) {
     if !counted() {
         return;
     }
-    let launches = launches(test);
-    print(title, &launches);
-    check_traffic(&launches, traffic);
-    let flop = launches.iter().map(|l| l.count("tensor_flop_bf16")).sum::<u64>() as f64;
-    let product = 2.0 * (N * N * D) as f64;
-    let allowed = products * product..=(products + 0.2) * product;
-    assert!(allowed.contains(&flop), "{flop} tensor operations, a product has {product}");
+    let groups = device().is_some_and(|(_, kernels)| kernels.plan_device().group_code);
+    for engine in [&WARPS, &GROUPS] {
+        let launches = launches_on(test, engine.capability);
+        print_of(title, (N, D), engine.capability, &launches);
+        // A build without code for warpgroups has the same kernels for both devices.
+        check_traffic(&launches, &traffic(if groups { engine } else { &WARPS }));
+        let flop = launches.iter().map(|l| l.count("tensor_flop_bf16")).sum::<u64>() as f64;
+        let product = 2.0 * (N * N * D) as f64;
+        let allowed = products * product..=(products + 0.2) * product;
+        assert!(allowed.contains(&flop), "{flop} tensor operations, a product has {product}");
+    }
 }
 
 #[test]
 fn an_infonce_step_is_four_products_and_writes_no_matrix_but_its_weights() {
-    counts_are("child_steps_infonce", "pairwise_step, infonce", &pairwise_traffic(false), 4.0);
+    counts_are("child_steps_infonce", "pairwise_step, infonce", |e| pairwise_traffic(e, false), 4.0);
 }
 
 #[test]
 fn an_infonce_step_whose_similarities_are_kept_is_three_products() {
-    counts_are("child_steps_infonce_kept", "pairwise_step, infonce, kept", &pairwise_traffic(true), 3.0);
+    counts_are("child_steps_infonce_kept", "pairwise_step, infonce, kept", |e| pairwise_traffic(e, true), 3.0);
 }
 
 #[test]
 fn a_mixture_whose_similarities_are_kept_is_three_products_too() {
-    counts_are("child_steps_a_mixture_kept", "pairwise_mixture, infonce and siglip, kept", &mixture_traffic(), 3.0);
+    counts_are("child_steps_a_mixture_kept", "pairwise_mixture, infonce and siglip, kept", mixture_traffic, 3.0);
 }
 
 /// As [`pairwise_traffic`], of a step with formulas.
-fn formulas_traffic() -> [(&'static str, u64, u64); 8] {
+fn formulas_traffic() -> Traffic {
     let (n, d) = (N as u64, D as u64);
     let lines = 2 * n;
     let (operands, inv, sums, w) = (lines * d * 2, lines * 4, lines * d * 4, n * n * 2);
     let (s, pairs) = (n * n * 4, n * 4);
     // 7 words of a row or a column, 8 of a part of a column.
     let (anchors, parts) = (n * 7 * 4, n * 8 * SPLITS * 4);
-    [
-        ("prepare_bf16", operands, operands + 2 * inv),
-        ("cosine_matrix_bf16", operands + inv, s),
-        ("pairwise_custom_rows", s, anchors),
-        ("pairwise_custom_cols", s, parts),
+    vec![
+        ("prepare_bf16".into(), operands, operands + 2 * inv),
+        ("cosine_matrix_bf16".into(), operands + inv, s),
+        ("pairwise_custom_rows".into(), s, anchors),
+        ("pairwise_custom_cols".into(), s, parts),
         // Two counts per row, and its pair for the column.
-        ("pairwise_custom_anchors", parts + 3 * pairs + inv, anchors),
+        ("pairwise_custom_anchors".into(), parts + 3 * pairs + inv, anchors),
         // Two logarithms per row and column.
-        ("pairwise_custom_weights_bf16", s + lines * 8 + inv, w + pairs + 32 * SPLITS * SPLITS),
-        ("pairwise_grad_bf16", operands + w, sums),
-        ("pairwise_finish_bf16_f32", operands + sums + 2 * inv + pairs, sums),
+        ("pairwise_custom_weights_bf16".into(), s + lines * 8 + inv, w + pairs + 32 * SPLITS * SPLITS),
+        ("pairwise_grad_bf16".into(), operands + w, sums),
+        ("pairwise_finish_bf16_f32".into(), operands + sums + 2 * inv + pairs, sums),
     ]
 }
 

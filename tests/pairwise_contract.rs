@@ -6,7 +6,8 @@ mod cuda_support;
 use std::sync::Arc;
 
 use cuda_support::{
-    Guarded, calls_between, capture, child, device, emulated, is_child, kernel_nodes, numbers, say, turn,
+    Guarded, HOT_CALLS, by_groups, calls_between, capture, child, device, emulated, is_child, kernel_nodes, numbers,
+    say, turn,
 };
 use cudarc::driver::{CudaSlice, CudaStream};
 use half::{bf16, f16};
@@ -175,7 +176,9 @@ fn replay_equals_eager<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     let objective = objective(name);
     let mut captured = Step::<T, G>::new(&stream, shape, &objective, wave_bytes, 1);
     let graph = capture(&stream, || captured.enqueue(kernels, &stream, &objective, plain()).unwrap());
-    assert_eq!(kernel_nodes(&graph), launches_of(&objective, waves), "{name}: launches of a step");
+    // f16 rows are split for products by warpgroups.
+    let split = usize::from(T::DTYPE == DType::F16 && by_groups(kernels));
+    assert_eq!(kernel_nodes(&graph), launches_of(&objective, waves) + split, "{name}: launches of a step");
     for seed in [1, 40] {
         captured.x.set(&stream, &numbers(n * d, seed));
         captured.y.set(&stream, &numbers(m * d, seed + 1));
@@ -342,8 +345,7 @@ fn a_hot_step_is_launches_and_nothing_that_waits_copies_or_allocates() {
     let run = child("child_runs_a_hot_step", &[("GPUEMU_LOG", Some("2"))]).expect(HOT_ENDS);
     let calls = calls_between(&run.text, HOT_BEGINS, HOT_ENDS);
     assert_eq!(calls.get("cuLaunchKernel"), Some(&6), "{calls:?}");
-    let allowed = ["cuLaunchKernel", "cuCtxGetCurrent"];
-    assert!(calls.keys().all(|call| allowed.contains(call)), "{calls:?}");
+    assert!(calls.keys().all(|call| HOT_CALLS.contains(call)), "{calls:?}");
 }
 
 // --- failures of the driver ----------------------------------------------------------------------------------------

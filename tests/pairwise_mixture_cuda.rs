@@ -6,7 +6,7 @@ mod cuda_support;
 use std::sync::Arc;
 
 use cuda_support::{
-    Guarded, calls_between, capture, child, device, emulated, is_child, kernel_nodes, numbers, say, turn,
+    Guarded, HOT_CALLS, calls_between, capture, child, device, emulated, is_child, kernel_nodes, numbers, say, turn,
 };
 use cudarc::driver::{CudaSlice, CudaStream};
 use half::{bf16, f16};
@@ -468,8 +468,7 @@ fn a_hot_step_is_launches_and_nothing_that_waits_copies_or_allocates() {
     let run = child("child_runs_a_hot_step", &[("GPUEMU_LOG", Some("2"))]).expect(HOT_ENDS);
     let calls = calls_between(&run.text, HOT_BEGINS, HOT_ENDS);
     assert_eq!(calls.get("cuLaunchKernel"), Some(&launches_of(&parts(HOT), 1)), "{calls:?}");
-    let allowed = ["cuLaunchKernel", "cuCtxGetCurrent"];
-    assert!(calls.keys().all(|call| allowed.contains(call)), "{calls:?}");
+    assert!(calls.keys().all(|call| HOT_CALLS.contains(call)), "{calls:?}");
 }
 
 #[test]

@@ -18,58 +18,47 @@
 #include "common/reduce.cuh"
 #include "params/pairwise.h"
 
-// Tiles of f32 that one launch stores and another loads. Tile t lies at elements [kTileElements t, ...), and in it what a
-// thread of the tile engine holds of rows 2 a, 2 a + 1 and columns 2 b, 2 b + 1 as chunk 4 a + b of 16 bytes, the chunks
-// of the block's threads beside each other: every access is whole sectors, and the registers are those it came from.
-constexpr uint32_t kTileElements = kTile * kTile;
+// Tiles of f32 that one launch stores and another one of the same engine loads. Tile t lies at elements [kTileElements t, ...),
+// and in it elements 4 c to 4 c + 3 that a thread holds (tile_layout.cuh) as chunk c of 16 bytes, the chunks of all threads
+// beside each other: every access is whole sectors, and the registers are those it came from.
+constexpr uint32_t kTileElements = kTile * kTileCols;
+constexpr int kTileChunks = kThreadElements / 4;
 
-__device__ __forceinline__ float4* tile_chunk(float* tiles, uint64_t tile, const TileThread& t, int a, int b) {
-    return reinterpret_cast<float4*>(tiles + tile * kTileElements) + (4 * a + b) * kTileThreads + t.index;
+__device__ __forceinline__ float4* tile_chunk(float* tiles, uint64_t tile, const TileThread& t, int c) {
+    return reinterpret_cast<float4*>(tiles + tile * kTileElements) + c * kTileThreads + t.index;
 }
 __device__ __forceinline__ void store_tile(float* tiles, uint64_t tile, const TileThread& t, const TileAcc& acc) {
 #pragma unroll
-    for (int a = 0; a < 4; ++a) {
-#pragma unroll
-        for (int b = 0; b < 4; ++b) {
-            const int e = element_at(2 * a, 2 * b);
-            *tile_chunk(tiles, tile, t, a, b) = make_float4(acc[e], acc[e + 1], acc[e + 2], acc[e + 3]);
-        }
+    for (int c = 0; c < kTileChunks; ++c) {
+        *tile_chunk(tiles, tile, t, c) = make_float4(acc[4 * c], acc[4 * c + 1], acc[4 * c + 2], acc[4 * c + 3]);
     }
 }
 __device__ __forceinline__ void load_tile(float* tiles, uint64_t tile, const TileThread& t, TileAcc& acc) {
 #pragma unroll
-    for (int a = 0; a < 4; ++a) {
-#pragma unroll
-        for (int b = 0; b < 4; ++b) {
-            const int e = element_at(2 * a, 2 * b);
-            const float4 v = *tile_chunk(tiles, tile, t, a, b);
-            acc[e] = v.x, acc[e + 1] = v.y, acc[e + 2] = v.z, acc[e + 3] = v.w;
-        }
+    for (int c = 0; c < kTileChunks; ++c) {
+        const float4 v = *tile_chunk(tiles, tile, t, c);
+        acc[4 * c] = v.x, acc[4 * c + 1] = v.y, acc[4 * c + 2] = v.z, acc[4 * c + 3] = v.w;
     }
 }
 __device__ __forceinline__ void add_tile(float* tiles, uint64_t tile, const TileThread& t, TileAcc& acc) {
 #pragma unroll
-    for (int a = 0; a < 4; ++a) {
-#pragma unroll
-        for (int b = 0; b < 4; ++b) {
-            const int e = element_at(2 * a, 2 * b);
-            const float4 v = *tile_chunk(tiles, tile, t, a, b);
-            acc[e] += v.x, acc[e + 1] += v.y, acc[e + 2] += v.z, acc[e + 3] += v.w;
-        }
+    for (int c = 0; c < kTileChunks; ++c) {
+        const float4 v = *tile_chunk(tiles, tile, t, c);
+        acc[4 * c] += v.x, acc[4 * c + 1] += v.y, acc[4 * c + 2] += v.z, acc[4 * c + 3] += v.w;
     }
 }
 
 // Whether the sweep computes similarities at all.
 __device__ __forceinline__ bool computes(const PairwiseTiles& p) { return p.keep <= kKeepStore; }
 
-// From the products of a tile, where there are any, to its similarities.
+// From the products of a tile, where there are any, to its similarities. A tile behind the last row has none to keep.
 __device__ __forceinline__ void similarities(const PairwiseTiles& p, const TileThread& t, TileAcc& acc,
                                              uint32_t row0, uint32_t col0) {
     const uint64_t tile = uint64_t(row0 / kTile - p.first_kept) * tiles_of(p.m) + col0 / kTile;
-    if (p.keep == kKeepLoad) return load_tile(p.kept, tile, t, acc);
-    if (p.keep == kKeepSkip) return;
+    if (p.keep == kKeepLoad && row0 < p.n) load_tile(p.kept, tile, t, acc);
+    if (!computes(p)) return;
     scale_tile(acc, t, p.inv_x, p.inv_y, row0, col0, p.n, p.m);
-    if (p.keep == kKeepStore) store_tile(p.kept, tile, t, acc);
+    if (p.keep == kKeepStore && row0 < p.n) store_tile(p.kept, tile, t, acc);
 }
 
 constexpr float kLog2E = 1.4426950408889634f;
@@ -117,9 +106,41 @@ __device__ __forceinline__ float inverse_distance(float s) {
     return square == 0.0f ? 0.0f : r;
 }
 
-// Maxima, or other references, of a thread's rows and columns that are that far apart at most, to base 2, share an
-// exponential: 2^120 is still a float.
+// References of a tile's rows and columns that are that far apart at most, to base 2, share an exponential: 2^120 is still a
+// float.
 constexpr float kNear = 60.0f;
+
+// What the terms of a tile's rows and columns are relative to: the largest of every 32 of them, and of their negatives. In
+// shared memory; first the rows, then the columns.
+struct References {
+    static constexpr int kWarps = kTileThreads / 32;
+    static constexpr int kRowWarps = kTile / 32;
+    float high[kWarps];
+    float low[kWarps];
+
+    // Thread t puts that of row t, or of column t - kTile; -infinity twice: none. Returns the largest of the warp.
+    __device__ __forceinline__ float put(const TileThread& t, float reference, float negative) {
+#pragma unroll
+        for (int mask = 16; mask > 0; mask >>= 1) {
+            reference = max_nan(reference, exchange(reference, mask));
+            negative = max_nan(negative, exchange(negative, mask));
+        }
+        if (t.lane() == 0) high[t.index >> 5] = reference, low[t.index >> 5] = negative;
+        return reference;
+    }
+    // Behind a barrier. NaN and infinities are not near.
+    __device__ __forceinline__ bool near() const {
+        const float highs[2] = {largest(high), largest(high + kRowWarps)};
+        const float lows[2] = {largest(low), largest(low + kRowWarps)};
+        return highs[0] + lows[1] <= kNear && highs[1] + lows[0] <= kNear;
+    }
+    __device__ __forceinline__ float highest_row() const { return largest(high); }
+
+  private:
+    static __device__ __forceinline__ float largest(const float* of) {
+        return max_nan(max_nan(of[0], of[1]), max_nan(of[2], of[3]));
+    }
+};
 
 struct SetState {
     float max;
@@ -174,10 +195,10 @@ __device__ __forceinline__ void store_set(uint32_t* parts, uint32_t splits, uint
     at[5 * plane] = s.raw;
 }
 
-// The thread's elements that are negatives and that are positives, bit 8 i + k for element (i, k). Neither: ignored.
+// The thread's elements that are negatives and that are positives: see bit_at(). Neither: ignored.
 struct PairBits {
-    uint64_t neg;
-    uint64_t pos;
+    TileBits neg;
+    TileBits pos;
 };
 
 __device__ __forceinline__ bool ignored(const uint8_t* mask, uint32_t at) { return mask != nullptr && __ldg(mask + at) != 0; }
@@ -191,7 +212,7 @@ __device__ __forceinline__ PairBits classify_some(const PairwiseTiles& p, const 
         const uint32_t col = col0 + t.col(k);
         if (col >= p.m || ignored(p.ignore_cols, col)) continue;
         const int64_t group = grouped ? __ldg(p.col_groups + col) : 0;
-        uint64_t neg = 0, pos = 0;
+        TileBits neg = 0, pos = 0;
 #pragma unroll
         for (int i = 0; i < kThreadRows; ++i) {
             const uint32_t row = row0 + t.row(i);
@@ -199,8 +220,8 @@ __device__ __forceinline__ PairBits classify_some(const PairwiseTiles& p, const 
             if (row >= p.n || ignored(p.ignore_rows, row) || (own && p.single)) continue;
             const bool same = grouped && __ldg(p.row_groups + row) == group;
             const bool positive = grouped && !p.single_positive ? same : own;
-            if (positive) pos |= uint64_t(1) << (8 * i);
-            else if (!(p.single_positive && same)) neg |= uint64_t(1) << (8 * i);
+            if (positive) pos |= TileBits(1) << (kThreadCols * i);
+            else if (!(p.single_positive && same)) neg |= TileBits(1) << (kThreadCols * i);
         }
         bits.neg |= neg << k;
         bits.pos |= pos << k;
@@ -211,24 +232,24 @@ __device__ __forceinline__ PairBits classify_some(const PairwiseTiles& p, const 
 // Whether all pairs of a tile are negative.
 __device__ __forceinline__ bool all_negative(const PairwiseTiles& p, uint32_t row0, uint32_t col0) {
     return p.row_groups == nullptr && p.ignore_rows == nullptr && p.ignore_cols == nullptr && row0 != col0 &&
-           row0 + kTile <= p.n && col0 + kTile <= p.m;
+           row0 + kTile <= p.n && col0 + kTileCols <= p.m;
 }
 
 __device__ __forceinline__ PairBits classify(const PairwiseTiles& p, const TileThread& t, uint32_t row0, uint32_t col0) {
-    return all_negative(p, row0, col0) ? PairBits{~uint64_t(0), 0} : classify_some(p, t, row0, col0);
+    return all_negative(p, row0, col0) ? PairBits{~TileBits(0), 0} : classify_some(p, t, row0, col0);
 }
 
 // Marks the columns of positives. Threads and blocks that have one of the same column write the same.
-__device__ __forceinline__ void flag_columns(const TileThread& t, uint64_t pos, uint32_t col0, uint32_t* flags) {
+__device__ __forceinline__ void flag_columns(const TileThread& t, TileBits pos, uint32_t col0, uint32_t* flags) {
 #pragma unroll
     for (int k = 0; k < kThreadCols; ++k) {
-        if (pos >> k & 0x0101010101010101u) flags[col0 + t.col(k)] = 1;
+        if (pos >> k & kColumnBits) flags[col0 + t.col(k)] = 1;
     }
 }
-__device__ __forceinline__ void flag_rows(const TileThread& t, uint64_t pos, uint32_t row0, uint32_t* flags) {
+__device__ __forceinline__ void flag_rows(const TileThread& t, TileBits pos, uint32_t row0, uint32_t* flags) {
 #pragma unroll
     for (int i = 0; i < kThreadRows; ++i) {
-        if ((pos >> (8 * i) & 0xff) != 0) flags[row0 + t.row(i)] = 1;
+        if (row_bits(pos, i) != 0) flags[row0 + t.row(i)] = 1;
     }
 }
 
@@ -249,13 +270,13 @@ __device__ __forceinline__ bool keeps_positive(float s, float epsilon, float hig
     return s != s || s - epsilon < highest;
 }
 
-// Takes out of the bits of row i of 8 what keeps(similarity) refuses.
+// Takes out of the bits of row i of the thread what keeps(similarity) refuses.
 template <typename Keeps>
-__device__ __forceinline__ void keep_row(const TileAcc& acc, uint64_t& bits, int i, Keeps keeps) {
+__device__ __forceinline__ void keep_row(const TileAcc& acc, TileBits& bits, int i, Keeps keeps) {
     uint32_t kept = 0;
 #pragma unroll
     for (int k = 0; k < kThreadCols; ++k) kept |= keeps(element(acc, i, k)) ? 1u << k : 0u;
-    bits &= ~(uint64_t(0xff) << (8 * i)) | uint64_t(kept) << (8 * i);
+    bits &= ~(TileBits(kRowMask) << (kThreadCols * i)) | TileBits(kept) << (kThreadCols * i);
 }
 
 __device__ __forceinline__ void keep_mined(const PairwiseTiles& p, const TileThread& t, const TileAcc& acc,
@@ -269,13 +290,9 @@ __device__ __forceinline__ void keep_mined(const PairwiseTiles& p, const TileThr
     }
 }
 
-// Logarithms to base 2 of the probabilities of the thread's columns; 0 without any.
-__device__ __forceinline__ void load_log_q(const PairwiseTiles& p, const TileThread& t, uint32_t col0, float (&q)[8]) {
-#pragma unroll
-    for (int k = 0; k < kThreadCols; ++k) {
-        const uint32_t col = col0 + t.col(k);
-        q[k] = p.log_q != nullptr && col < p.m ? __ldg(p.log_q + col) * kLog2E : 0.0f;
-    }
+// Logarithm to base 2 of the probability of a column; 0 without any.
+__device__ __forceinline__ float log_q_of(const PairwiseTiles& p, uint32_t col) {
+    return p.log_q != nullptr && col < p.m ? __ldg(p.log_q + col) * kLog2E : 0.0f;
 }
 
 // Logits to base 2.

@@ -171,6 +171,15 @@ pub(crate) const IMAGES: &[Image] = &[
             "pairwise_stats_both_bf16" => TILE_SHARED_BYTES,
         ]
     ),
+    hopper_image!(
+        "pairwise_stats_hopper",
+        [
+            "pairwise_stats_hopper_f16" => GROUP_SHARED_BYTES,
+            "pairwise_stats_hopper_bf16" => GROUP_SHARED_BYTES,
+            "pairwise_stats_both_hopper_f16" => GROUP_SHARED_BYTES,
+            "pairwise_stats_both_hopper_bf16" => GROUP_SHARED_BYTES,
+        ]
+    ),
     image!(
         "pairwise_weights",
         [
@@ -180,6 +189,15 @@ pub(crate) const IMAGES: &[Image] = &[
             "pairwise_weights_both_f32" => TILE_SHARED_BYTES,
             "pairwise_weights_both_f16" => TILE_SHARED_BYTES,
             "pairwise_weights_both_bf16" => TILE_SHARED_BYTES,
+        ]
+    ),
+    hopper_image!(
+        "pairwise_weights_hopper",
+        [
+            "pairwise_weights_hopper_f16" => GROUP_SHARED_BYTES,
+            "pairwise_weights_hopper_bf16" => GROUP_SHARED_BYTES,
+            "pairwise_weights_both_hopper_f16" => GROUP_SHARED_BYTES,
+            "pairwise_weights_both_hopper_bf16" => GROUP_SHARED_BYTES,
         ]
     ),
     image!(

@@ -60,6 +60,7 @@ mod pairwise_params;
 mod pairwise_plan;
 mod pairwise_statistics;
 mod pairwise_step;
+mod pairwise_sweep;
 mod plan;
 mod positive_ranks;
 mod prepare;

@@ -2,12 +2,14 @@
 
 use super::op_launches::Inputs;
 use super::op_plan::{Floor, Plan, PlannedLaunch};
-use super::pairwise_grad_hopper::{GRAD_SHARED_BYTES, by_groups, planned_products, planned_split};
+use super::pairwise_grad_hopper::{GRAD_SHARED_BYTES, GroupProducts, PartsShape, SPLIT};
 use super::pairwise_gradient::{FINISH, GRAD, finish_threads};
-use super::pairwise_params::{COL_PLANES, Form, LINES, ROW_PLANES, SET_PLANES};
+use super::pairwise_params::{COL_PLANES, Form, LINES, ROW_PLANES, SET_PLANES, SPLIT_THREADS};
 use super::pairwise_plan::{self, Grant, Kept, Kind, Wave, finalize_blocks, pairwise_workspace_bytes};
-use super::pairwise_step::{STATS, WEIGHTS};
-use super::plan::{PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape, TILE, TILE_BLOCK, TILE_SHARED_BYTES, tiles};
+use super::pairwise_sweep::{STATS, Sweeps, WEIGHTS};
+use super::plan::{
+    GROUP_BLOCK, GROUP_CLUSTER, PlanDevice, SweepPlan, SweepShape, TILE, TILE_BLOCK, TILE_SHARED_BYTES, tiles,
+};
 use super::prepare::by_dtype;
 use super::row_norms::gradient_kernel;
 use crate::dtype::DType;
@@ -22,6 +24,7 @@ const OP: &str = "pairwise_step";
 struct Step<'a> {
     inputs: Inputs,
     plan: &'a pairwise_plan::Plan,
+    sweeps: &'a Sweeps,
     launches: Vec<PlannedLaunch>,
 }
 
@@ -43,7 +46,7 @@ impl Step<'_> {
     /// Words of states that a sweep leaves in every split.
     fn states(&self) -> f64 {
         let Inputs { n, m, .. } = self.inputs;
-        let splits = self.plan.splits;
+        let splits = self.sweeps.stats.splits;
         let other = if self.form().both { splits.rows * m } else { splits.cols * n };
         (SET_PLANES * (splits.cols * n + other)) as f64
     }
@@ -52,8 +55,8 @@ impl Step<'_> {
     fn sweep_all(&mut self, stored: bool, loaded: bool) {
         let form = *self.form();
         let inputs = self.inputs;
-        let sweep = SweepPlan::new(SweepKernel::PairwiseStats, inputs.shape(), inputs.device);
-        let kernel = by_dtype(inputs.dtype, STATS[usize::from(form.both)]);
+        let sweep = self.sweeps.stats;
+        let kernel = STATS[usize::from(form.both)].name(inputs.dtype, sweep.scheme);
         let pairs = if form.both { 4.0 * self.pairs() } else { 0.0 };
         let written = 4.0 * self.states() + pairs + if stored { self.kept() } else { 0.0 };
         let launch = inputs.sweep(kernel, sweep, self.plan.prepare.scaled(), [0.0, written]);
@@ -102,7 +105,7 @@ impl Step<'_> {
         self.launches.push(inputs.simple("pairwise_finalize", grid, LINES as u32, [read, coefficients]));
     }
 
-    fn wave(&mut self, wave: &Wave) {
+    fn wave(&mut self, wave: &Wave, sweep: SweepPlan) {
         let inputs = self.inputs;
         let Inputs { n, m, d, dtype, device, .. } = inputs;
         let form = *self.form();
@@ -111,67 +114,69 @@ impl Step<'_> {
         let weights = ((wave.end - wave.first) * TILE) as f64 * self.plan.ld_weights as f64 * size;
         let own = rows.min(m.saturating_sub(wave.first * TILE)) as f64;
 
-        let shape = SweepShape { batch: 1, n: rows, m, d, dtype };
-        let sweep = SweepPlan::new(SweepKernel::PairwiseWeights, shape, device);
+        // Of the wave's rows alone.
+        let sweep = SweepPlan { shape: SweepShape { n: rows, ..sweep.shape }, ..sweep };
         let words = if form.both { (3 * (rows + m)) as f64 } else { (ROW_PLANES * rows) as f64 };
         // Every block leaves four sums; without statistics also flags.
         let flags = if form.has_statistics() { 0.0 } else { 4.0 * (rows + m) as f64 };
         let written = weights + 4.0 * own + 32.0 * wave.blocks() as f64 + flags;
-        let kernel = by_dtype(dtype, WEIGHTS[usize::from(form.both)]);
+        let kernel = WEIGHTS[usize::from(form.both)].name(dtype, sweep.scheme);
         let launch = inputs.sweep(kernel, sweep, self.plan.prepare.scaled(), [4.0 * words, written]);
         let loads = matches!(self.plan.kept, Kept::All(_));
         let launch = if loads { self.load(launch) } else { launch };
         self.launches.push(launch);
 
-        // Each row of tiles of a product has as many blocks beside each other as the features have tiles.
-        let (of_rows, of_cols, beside) = (wave.end - wave.first, tiles(m), tiles(d));
+        // Each row of tiles of a product has as many blocks, or clusters, beside each other as the features have tiles.
+        let groups = self.group_products(wave);
+        let [of_rows, of_cols, beside] = match &groups {
+            Some(launch) => launch.tiles(),
+            None => [wave.end - wave.first, tiles(m), tiles(d)],
+        };
         let sums = (self.plan.ld_gradients * 4) as f64;
         let earlier = if wave.first > 0 { sums * m as f64 } else { 0.0 };
+        // f16 by groups: two parts of every element.
+        let parts = if groups.is_some() && dtype == DType::F16 { 2.0 } else { 1.0 };
+        let operands = |rows: usize| parts * inputs.rows(rows as f64);
+        let read = weights + operands(rows + m) + earlier;
         let written = sums * (rows + m) as f64;
         // The weights are read by both products; of the other operand all that does not fit is read by every set of blocks.
-        let at_once = (device.multiprocessors as usize / beside.max(1)).max(1);
+        let of_blocks = if groups.is_some() { GROUP_CLUSTER } else { 1 };
+        let at_once = (device.multiprocessors as usize / of_blocks / beside.max(1)).max(1);
         let passes = |tiles: usize, bytes: f64| {
             let sets = if bytes > device.l2_bytes as f64 { tiles.div_ceil(at_once) } else { 1 };
             bytes * (sets.max(1) - 1) as f64
         };
         let twice = if weights > device.l2_bytes as f64 { weights } else { 0.0 };
-        let again = twice + passes(of_rows, inputs.rows(m as f64)) + passes(of_cols, inputs.rows(rows as f64));
-        let launch = if by_groups(&device, dtype, self.plan.shape) {
-            let group = planned_products(&device, dtype, self.plan.shape, wave);
-            let read = weights + group.rows[0] + group.rows[1] + earlier;
-            PlannedLaunch {
-                shared_bytes: GRAD_SHARED_BYTES,
-                scheme: Scheme::GroupMma,
-                operations: group.operations,
-                again,
-                ..inputs.simple(group.kernel, (group.blocks, 1, 1), group.threads, [read, written])
-            }
-        } else {
-            // A tile of rows sums over all columns, in steps of 128 bytes, one of columns over the wave's tiles; f16 twice.
-            let exact = if dtype == DType::F16 { 2.0 } else { 1.0 };
-            let depth = m.next_multiple_of(if dtype == DType::F32 { 32 } else { 64 });
-            let tile = (2 * TILE * TILE * beside) as f64;
-            let operations = exact * tile * (of_rows as f64 * depth as f64 + of_cols as f64 * (of_rows * TILE) as f64);
-            let read = weights + inputs.rows((rows + m) as f64) + earlier;
-            let grid = (((of_rows + of_cols) * beside) as u32, 1, 1);
-            PlannedLaunch {
-                shared_bytes: TILE_SHARED_BYTES,
-                operations,
-                again,
-                ..inputs.simple(by_dtype(dtype, GRAD), grid, TILE_BLOCK, [read, written])
-            }
-        };
-        self.launches.push(launch);
+        let again = twice + passes(of_rows, operands(m)) + passes(of_cols, operands(rows));
+        if let Some(groups) = groups {
+            let launch = inputs.simple(groups.kernel, groups.grid, GROUP_BLOCK, [read, written]);
+            let (operations, shared_bytes) = (groups.operations(), GRAD_SHARED_BYTES);
+            self.launches.push(PlannedLaunch { shared_bytes, operations, again, ..launch });
+            return;
+        }
+        // A tile of rows sums over all columns of tiles, one of columns over those of the wave; f16 twice.
+        let exact = if dtype == DType::F16 { 2.0 } else { 1.0 };
+        let depth = |rows: usize| (rows * TILE) as f64;
+        let tile = (2 * TILE * TILE * beside) as f64;
+        let operations = exact * tile * (of_rows as f64 * depth(tiles(m)) + of_cols as f64 * depth(of_rows));
+        let grid = (((of_rows + of_cols) * beside) as u32, 1, 1);
+        let launch = inputs.simple(by_dtype(dtype, GRAD), grid, TILE_BLOCK, [read, written]);
+        self.launches.push(PlannedLaunch { shared_bytes: TILE_SHARED_BYTES, operations, again, ..launch });
     }
 
-    /// The parts of f16 rows, for products by groups.
+    fn group_products(&self, wave: &Wave) -> Option<GroupProducts> {
+        GroupProducts::new(&self.inputs.device, self.inputs.dtype, self.plan.shape, wave)
+    }
+
+    /// What the products of the first wave need.
     fn split(&mut self) {
         let inputs = self.inputs;
-        let wanted = inputs.dtype == DType::F16 && by_groups(&inputs.device, inputs.dtype, self.plan.shape);
-        if wanted && inputs.n > 0 && inputs.m > 0 {
-            let split = planned_split(self.plan.shape);
-            let traffic = [inputs.operands(), split.rows[0] + split.rows[1]];
-            self.launches.push(inputs.simple(split.kernel, (split.blocks, 1, 1), split.threads, traffic));
+        if inputs.dtype == DType::F16 && self.plan.waves.first().is_some_and(|wave| self.group_products(wave).is_some())
+        {
+            let parts = [inputs.n, inputs.m].map(|rows| PartsShape::new(rows, inputs.d));
+            let grid = ((parts[0].padded + parts[1].padded) as u32, 1, 1);
+            let written = 4.0 * ((parts[0].padded + parts[1].padded) * parts[0].ld) as f64;
+            self.launches.push(inputs.simple(SPLIT, grid, SPLIT_THREADS as u32, [inputs.operands(), written]));
         }
     }
 
@@ -216,8 +221,8 @@ impl Plan {
         Self::of_pairs(OP, [n, m, d], [dtype, gradient], objective, Grant { wave_bytes, keep_bytes }, device)
     }
 
-    /// Of [`raw::pairwise_statistics`](super::raw::pairwise_statistics), what [`pairwise_step`](super::pairwise_step()) does
-    /// before it weighs pairs: for InfoNCE the log-sum-exp of every row and column.
+    /// Of what [`pairwise_step`](super::pairwise_step()) does before it weighs pairs: for InfoNCE the log-sum-exp of every row
+    /// and column. No operation of its own.
     ///
     /// # Errors
     /// As [`Self::pairwise_step`].
@@ -249,7 +254,8 @@ impl Plan {
         let part = [PairwisePart::new(1.0, *objective)];
         let y = inputs.matrix(m);
         let plan = pairwise_plan::Plan::new(Kind::Step, &inputs.matrix(n), Some(&y), &part, l2, grant, false)?;
-        let mut step = Step { inputs, plan: &plan, launches: Vec::new() };
+        let sweeps = Sweeps::new(device, &plan, dtype);
+        let mut step = Step { inputs, plan: &plan, sweeps: &sweeps, launches: Vec::new() };
         inputs.prepared(&mut step.launches, &plan.prepare);
         step.statistics();
         if op != OP {
@@ -262,8 +268,8 @@ impl Plan {
             return Ok(inputs.plan(step.launches, workspace, floor));
         }
         step.split();
-        for wave in &plan.waves {
-            step.wave(wave);
+        for (wave, &sweep) in sweeps.waves.iter().zip(&sweeps.weights) {
+            step.wave(wave, sweep);
         }
         let results = inputs.lines() * d as f64 * gradient.size() as f64;
         step.finish(kernel, results);

@@ -116,7 +116,7 @@ impl ConflictPlan {
                 ..*a
             };
             // SAFETY: the regions are disjoint and large enough, the rest is the caller's promise.
-            unsafe { Step { a: &one, plan, base: self.step.at(base) }.launch(kernels, stream) }?;
+            unsafe { Step::new(kernels, &one, plan, self.step.at(base)).launch(kernels, stream) }?;
         }
         let params = PairwiseConflictParams {
             gradients: self.gradients.at(base),

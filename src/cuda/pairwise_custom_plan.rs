@@ -8,8 +8,8 @@ use super::mine::check_optional;
 use super::pairwise_custom_params::{COUNTERS, PARTS, PLANES};
 use super::pairwise_grad_hopper::PartsShape;
 use super::pairwise_params::WAVE_SUMS;
-use super::pairwise_plan::{Shape, Wave, waves};
-use super::plan::{MAX_SPLITS, TILE, tiles};
+use super::pairwise_plan::{Shape, Wave, blocks_of, waves};
+use super::plan::{MAX_SPLITS, Splits, TILE, tiles};
 use super::prepare::{Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::workspace::{Layout, Region};
@@ -102,10 +102,10 @@ impl Plan {
         let wide = x.dtype == DType::F32;
         let ld = m.next_multiple_of(TILE);
         let tile_bytes = ld.saturating_mul(TILE * if wide { 4 } else { 6 }).max(1);
-        let waves = waves(shape, (wave_bytes / tile_bytes).max(1));
+        let waves = waves(shape, (wave_bytes / tile_bytes).max(1), |rows| Splits::new(rows, m));
         let wave_tiles = waves.iter().map(|w| w.end - w.first).max().unwrap_or(0);
         let splits = wave_tiles.clamp(1, MAX_SPLITS);
-        let sum_blocks = waves.last().map_or(0, |w| w.blocks_before + w.blocks());
+        let sum_blocks = blocks_of(&waves);
         let ld_gradients = d.next_multiple_of(8);
         Ok(Self {
             shape,
@@ -132,7 +132,7 @@ impl Plan {
     }
 
     pub(super) fn sum_blocks(&self) -> usize {
-        self.waves.last().map_or(0, |w| w.blocks_before + w.blocks())
+        blocks_of(&self.waves)
     }
 }
 

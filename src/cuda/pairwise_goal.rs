@@ -7,10 +7,10 @@ use super::goal_params::{GoalParams, GoalSide, ObjectiveParams, ReportPart, stat
 use super::goal_plan::blocks;
 use super::kernels::Kernels;
 use super::launch::launch;
-use super::mine::{MineParams, Select, launch_sweep};
+use super::mine::{MineParams, Select, Stats, collected, launch_sweep};
 use super::pairwise_plan::PartPlan;
 use super::pairwise_step::Step;
-use super::plan::{Splits, TILE};
+use super::plan::Splits;
 use super::workspace::{Layout, Region};
 use crate::error::Result;
 use crate::objective::Objective;
@@ -46,15 +46,15 @@ pub(super) struct GoalScratch {
 }
 
 impl GoalScratch {
-    /// For `n` pairs; `None` without a GOAL part.
+    /// For `n` pairs in at most so many splits; `None` without a GOAL part.
     pub(super) fn new(
         layout: &mut Layout,
         n: usize,
-        splits: Splits,
+        room: Splits,
         objectives: impl Iterator<Item = Objective>,
     ) -> Result<Option<Self>> {
-        let Some(planes) = objectives.map(|o| stats_of(&o, false).planes()).max() else { return Ok(None) };
-        let sides = [Side::new(layout, n, planes, splits.cols)?, Side::new(layout, n, planes, splits.rows)?];
+        let Some(planes) = objectives.map(|o| stats_of(&o, true).planes()).max() else { return Ok(None) };
+        let sides = [Side::new(layout, n, planes, room.cols)?, Side::new(layout, n, planes, room.rows)?];
         Ok(Some(Self { sides }))
     }
 }
@@ -72,6 +72,14 @@ impl GoalPart {
 }
 
 impl Step<'_> {
+    /// Never keys, which would have to be cleared between the parts.
+    fn goal_stats(&self, goal: &GoalPart) -> Stats {
+        match collected(&self.sweeps.mined, stats_of(&goal.objective, false)) {
+            Stats::Keys => Stats::Second,
+            stats => stats,
+        }
+    }
+
     fn goal_mine(&self, scratch: &GoalScratch, part: &PartPlan, goal: &GoalPart) -> MineParams {
         let objective = ObjectiveParams::new(&goal.objective);
         let [row_groups, col_groups] = self.groups();
@@ -82,11 +90,11 @@ impl Step<'_> {
             pmin,
             row_parts: self.at(scratch.sides[0].parts),
             col_parts: self.at(scratch.sides[1].parts),
-            row_splits: self.plan.splits.rows as u32,
-            col_splits: self.plan.splits.cols as u32,
+            row_splits: self.sweeps.mined.splits.rows as u32,
+            col_splits: self.sweeps.mined.splits.cols as u32,
             pmin_count,
             select: Select::Negatives as u32,
-            stats: stats_of(&goal.objective, false) as u32,
+            stats: self.goal_stats(goal) as u32,
             eps: objective.eps,
             beta: objective.beta as f32,
             ..self.pairs(part)
@@ -98,7 +106,7 @@ impl Step<'_> {
         let [rows, cols] = self.groups();
         let inv = self.plan.prepare.row_inv(self.base);
         let (pmin, pmin_count) = self.plan.prepare.pmin(self.base);
-        let splits = [self.plan.splits.cols, self.plan.splits.rows];
+        let splits = [self.sweeps.mined.splits.cols, self.sweeps.mined.splits.rows];
         // Planes of a part's coefficients: the negative's number, its weight, and the own pair's.
         let first = [self.at(part.row_coefficients), self.at(part.col_coefficients)];
         let own_plane = [4, 2];
@@ -121,7 +129,7 @@ impl Step<'_> {
                 detail: 0,
                 skip: self.skip(at),
                 splits: splits[at] as u32,
-                unit: TILE as u32,
+                unit: if at == 0 { self.sweeps.mined.tile_cols } else { self.sweeps.mined.tile_rows } as u32,
             }
         };
         GoalParams {
@@ -135,7 +143,7 @@ impl Step<'_> {
             factor: goal.objective.reduction_factor(n),
             n: n as u32,
             pmin_count,
-            stats: stats_of(&goal.objective, false) as u32,
+            stats: self.goal_stats(goal) as u32,
             pad_: 0,
         }
     }

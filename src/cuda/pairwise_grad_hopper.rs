@@ -15,7 +15,7 @@ use crate::error::Result;
 
 /// f16, bf16.
 const GRAD: [&str; 2] = ["pairwise_grad_hopper_f16", "pairwise_grad_hopper_bf16"];
-const SPLIT: &str = "pairwise_split_f16";
+pub(super) const SPLIT: &str = "pairwise_split_f16";
 /// Dynamic shared memory of a block; `kGradSharedBytes` there.
 pub(super) const GRAD_SHARED_BYTES: u32 = 198_656;
 /// Elements of k of a stage, and columns of a panel.
@@ -26,8 +26,8 @@ const TILE_COLS: [usize; 2] = [128, 256];
 /// Rows of f16 as `pairwise_split_f16` leaves them: `padded` rows of leading parts, then as many of rests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PartsShape {
-    padded: usize,
-    ld: usize,
+    pub padded: usize,
+    pub ld: usize,
 }
 
 impl PartsShape {
@@ -48,7 +48,7 @@ pub(super) fn by_groups(device: &PlanDevice, dtype: DType, shape: Shape) -> bool
     // Rows are counted in 31 bits, of f16 those of both parts.
     let parts = if dtype == DType::F16 { 2 } else { 1 };
     let counted = parts * shape.n.max(shape.m).next_multiple_of(STEP_K) <= i32::MAX as usize;
-    device.runs(Scheme::GroupMma, dtype) && counted
+    device.forced != Some(Scheme::WarpMma) && device.runs(Scheme::GroupMma, dtype) && counted
 }
 
 /// How a wave's products are cut into tiles of a cluster.
@@ -95,54 +95,41 @@ impl Tiles {
     }
 }
 
-/// A launch of these kernels, as a plan has it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct GroupLaunch {
+/// What the products of a wave will be, where these kernels make them.
+pub(super) struct GroupProducts {
     pub kernel: &'static str,
-    pub blocks: u32,
-    pub threads: u32,
-    /// Operations of the tensor cores.
-    pub operations: f64,
-    /// Bytes of the rows of each side as the products read them.
-    pub rows: [f64; 2],
+    pub grid: (u32, u32, u32),
+    tiles: Tiles,
+    parts: usize,
+    d: usize,
 }
 
-/// Bytes of both parts of rows.
-fn parts_bytes(rows: usize, d: usize) -> f64 {
-    let PartsShape { padded, ld } = PartsShape::new(rows, d);
-    (2 * padded * ld * size_of::<u16>()) as f64
-}
-
-/// What [`GradientStep::products_by_groups`] enqueues for a wave.
-pub(super) fn planned_products(device: &PlanDevice, dtype: DType, shape: Shape, wave: &Wave) -> GroupLaunch {
-    let tiles = Tiles::new(shape, wave);
-    let steps: f64 = tiles.counts.iter().zip(tiles.steps).map(|(&tiles, steps)| (tiles * steps) as f64).sum();
-    let tile = (2 * GROUP_CLUSTER * TILE * tiles.cols * STEP_K) as f64;
-    let (parts, rows) = match dtype {
-        DType::F16 => (2.0, [shape.n, shape.m].map(|rows| parts_bytes(rows, shape.d))),
-        _ => {
-            let of = |rows: usize| (rows * shape.d * size_of::<u16>()) as f64;
-            (1.0, [of((wave.end * TILE).min(shape.n) - wave.first * TILE), of(shape.m)])
+impl GroupProducts {
+    pub(super) fn new(device: &PlanDevice, dtype: DType, shape: Shape, wave: &Wave) -> Option<Self> {
+        if !by_groups(device, dtype, shape) {
+            return None;
         }
-    };
-    GroupLaunch {
-        kernel: GRAD[usize::from(dtype != DType::F16)],
-        blocks: GROUP_CLUSTER as u32 * tiles.clusters(device.multiprocessors),
-        threads: GROUP_BLOCK,
-        operations: parts * tile * steps,
-        rows,
+        let f16 = dtype == DType::F16;
+        let tiles = Tiles::new(shape, wave);
+        let grid = (GROUP_CLUSTER as u32 * tiles.clusters(device.multiprocessors), 1, 1);
+        Some(Self { kernel: GRAD[usize::from(!f16)], grid, tiles, parts: 1 + usize::from(f16), d: shape.d })
     }
-}
 
-/// What [`GradientStep::split_by_groups`] enqueues for f16.
-pub(super) fn planned_split(shape: Shape) -> GroupLaunch {
-    let padded = [shape.n, shape.m].map(|rows| PartsShape::new(rows, shape.d).padded);
-    GroupLaunch {
-        kernel: SPLIT,
-        blocks: (padded[0] + padded[1]) as u32,
-        threads: SPLIT_THREADS as u32,
-        operations: 0.0,
-        rows: [shape.n, shape.m].map(|rows| parts_bytes(rows, shape.d)),
+    /// Tiles of clusters: of rows and of columns above each other, and beside each other.
+    pub(super) fn tiles(&self) -> [usize; 3] {
+        let Tiles { across, counts, .. } = self.tiles;
+        [counts[0] / across, counts[1] / across, across]
+    }
+
+    /// Two for each multiply-add, with those of the padding of tiles.
+    pub(super) fn operations(&self) -> f64 {
+        let Tiles { cols, across, counts, steps } = self.tiles;
+        let [narrow, wide] = TILE_COLS;
+        // Of wide tiles the last one is made narrow if that is enough.
+        let width = (0..across).map(|at| if cols == wide && self.d - at * cols > narrow { wide } else { narrow });
+        let width = width.sum::<usize>() as f64;
+        let steps = (counts[0] / across * steps[0] + counts[1] / across * steps[1]) as f64;
+        2.0 * self.parts as f64 * (GROUP_CLUSTER * TILE * STEP_K) as f64 * width * steps
     }
 }
 

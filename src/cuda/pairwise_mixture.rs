@@ -81,7 +81,7 @@ pub(super) unsafe fn enqueue_raw(
         if let Some(conflict) = conflict {
             conflict.launch(kernels, stream, a, a.workspace.ptr + plan.bytes as u64)?;
         }
-        Step { a, plan: &plan, base: a.workspace.ptr }.launch(kernels, stream)
+        Step::new(kernels, a, &plan, a.workspace.ptr).launch(kernels, stream)
     }
 }
 

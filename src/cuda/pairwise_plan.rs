@@ -65,22 +65,34 @@ impl Wave {
     }
 }
 
-/// Deals the tiles of the rows to waves of at most `per_wave`.
-pub(super) fn waves(shape: Shape, per_wave: usize) -> Vec<Wave> {
+/// Deals the tiles of the rows to waves of at most `per_wave`, and those of a wave of so many rows to blocks as `splits` says.
+pub(super) fn waves(shape: Shape, per_wave: usize, splits: impl Fn(usize) -> Splits) -> Vec<Wave> {
     let tiles = tiles(shape.n);
     if tiles == 0 || shape.m == 0 {
         return Vec::new();
     }
     let count = tiles.div_ceil(per_wave);
+    deal((0..count).map(|at| [tiles * at / count, tiles * (at + 1) / count]), splits)
+}
+
+fn deal(waves: impl Iterator<Item = [usize; 2]>, splits: impl Fn(usize) -> Splits) -> Vec<Wave> {
     let mut blocks_before = 0;
-    let wave = |at: usize| {
-        let (first, end) = (tiles * at / count, tiles * (at + 1) / count);
-        let splits = Splits::new((end - first) * TILE, shape.m);
-        let wave = Wave { first, end, splits, blocks_before };
+    let wave = |[first, end]: [usize; 2]| {
+        let wave = Wave { first, end, splits: splits((end - first) * TILE), blocks_before };
         blocks_before += wave.blocks();
         wave
     };
-    (0..count).map(wave).collect()
+    waves.map(wave).collect()
+}
+
+/// The same waves, dealt to blocks in another way.
+pub(super) fn dealt_again(waves: &[Wave], splits: impl Fn(usize) -> Splits) -> Vec<Wave> {
+    deal(waves.iter().map(|wave| [wave.first, wave.end]), splits)
+}
+
+/// Blocks of all waves.
+pub(super) fn blocks_of(waves: &[Wave]) -> usize {
+    waves.last().map_or(0, |wave| wave.blocks_before + wave.blocks())
 }
 
 /// Memory that is granted.
@@ -155,7 +167,6 @@ pub(super) struct Plan {
     pub parts: Vec<PartPlan>,
     pub goal: Option<GoalScratch>,
     pub prepare: Prepare,
-    pub splits: Splits,
     pub row_parts: Region,
     pub other_parts: Region,
     pub pos: Region,
@@ -170,6 +181,7 @@ pub(super) struct Plan {
     /// The sum of the parts' weights in a wave, where there are several.
     pub mixed: Region,
     pub kept: Kept,
+    /// With room for the blocks of any device.
     pub waves: Vec<Wave>,
     /// Elements from one row of the weights, and of the gradients' sums, to the next.
     pub ld_weights: usize,
@@ -208,18 +220,18 @@ impl Plan {
         let no_rows = RawMat { rows: 0, ..*x };
         let sides = [&(*x).into(), &(*y.unwrap_or(&no_rows)).into()];
         let prepare = Prepare::plan(&mut layout, op, sides, normalization, &wants)?;
-        let splits = Splits::new(n, m);
+        let room = Splits::room(n, m);
         let of_mined = usize::from(any(|f| f.mined));
-        let row_parts = layout.take::<u32>(&[SET_PLANES, splits.cols, n])?;
+        let row_parts = layout.take::<u32>(&[SET_PLANES, room.cols, n])?;
         // States of columns, or of rows' positives, of one part after the other.
         let [of_cols, of_rows] = [any(|f| f.both), any(|f| !f.both)].map(usize::from);
-        let other = (of_cols * splits.rows * m).max(of_rows * splits.cols * n);
+        let other = (of_cols * room.rows * m).max(of_rows * room.cols * n);
         let other_parts = layout.take::<u32>(&[SET_PLANES, other])?;
         let pos = layout.take::<f32>(&[of_cols, pairs])?;
         let extremes = [layout.take::<f32>(&[of_mined, n])?, layout.take::<f32>(&[of_mined, n])?];
         let skip = [layout.take::<u8>(&[n])?, layout.take::<u8>(&[m])?];
         let blocks = layout.take::<PairwiseBlock>(&[finalize_blocks(n, m)])?;
-        let goal = GoalScratch::new(&mut layout, n, splits, goals())?;
+        let goal = GoalScratch::new(&mut layout, n, room, goals())?;
 
         let ld_weights = m.next_multiple_of(TILE);
         let size = if x.dtype == DType::F32 { 4 } else { 2 };
@@ -232,8 +244,8 @@ impl Plan {
         let mixes = forms.len() > 1;
         let element = size + [mixes, keeps_wave].map(|b| usize::from(b) * size_of::<f32>()).iter().sum::<usize>();
         let tile_bytes = ld_weights.saturating_mul(TILE * element).max(1);
-        let waves = waves(shape, (grant.wave_bytes / tile_bytes).max(1));
-        let sum_blocks = waves.last().map_or(0, |w| w.blocks_before + w.blocks());
+        let waves = waves(shape, (grant.wave_bytes / tile_bytes).max(1), |rows| Splits::room(rows, m));
+        let sum_blocks = blocks_of(&waves);
         let wave_rows = waves.iter().map(|w| w.end - w.first).max().unwrap_or(0) * TILE;
         let ld_gradients = d.next_multiple_of(8);
         let part = |(at, part)| PartPlan::new(&mut layout, at, part, shape, sum_blocks);
@@ -243,7 +255,6 @@ impl Plan {
             parts: parts.iter().enumerate().map(part).collect::<Result<_>>()?,
             goal,
             prepare,
-            splits,
             row_parts,
             other_parts,
             pos,
@@ -281,10 +292,6 @@ impl Plan {
     /// One address per side of what `prepare` found out about rows.
     pub(super) fn both_sides(&self, [x, y]: [u64; 2]) -> [u64; 2] {
         [x, if self.shape.single { x } else { y }]
-    }
-
-    pub(super) fn sum_blocks(&self) -> usize {
-        self.waves.last().map_or(0, |w| w.blocks_before + w.blocks())
     }
 }
 
@@ -376,17 +383,29 @@ pub(super) fn check_bytes(op: &'static str, bytes: usize) -> Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::{PlanDevice, SweepKernel, SweepPlan, SweepShape};
     use super::*;
 
     #[test]
     fn waves_cover_every_row_once_and_stay_within_their_share() {
         for (n, per_wave) in [(1, 1), (128, 1), (129, 1), (5000, 7), (65_536, 64)] {
-            let waves = waves(Shape { n, m: 300, d: 8, single: false }, per_wave);
+            let of_any = |rows| Splits::room(rows, 300);
+            let waves = waves(Shape { n, m: 300, d: 8, single: false }, per_wave, of_any);
             assert_eq!((waves[0].first, waves.last().unwrap().end), (0, tiles(n)));
             assert!(waves.windows(2).all(|w| w[0].end == w[1].first));
             assert!(waves.iter().all(|w| w.end > w.first && w.end - w.first <= per_wave));
+            // Whatever the scheme, there is room for the sums of its blocks.
+            let kernel = SweepKernel::PairwiseWeights;
+            for device in [PlanDevice::A100, PlanDevice::H200] {
+                let again = dealt_again(&waves, |n| {
+                    let shape = SweepShape { batch: 1, n, m: 300, d: 8, dtype: DType::Bf16 };
+                    SweepPlan::new(kernel, shape, device).splits
+                });
+                assert!(again.iter().zip(&waves).all(|(a, b)| (a.first, a.end) == (b.first, b.end)));
+                assert!(blocks_of(&again) <= blocks_of(&waves));
+            }
         }
-        assert!(waves(Shape { n: 0, m: 3, d: 8, single: false }, 1).is_empty());
+        assert!(waves(Shape { n: 0, m: 3, d: 8, single: false }, 1, |_| Splits { rows: 1, cols: 1 }).is_empty());
     }
 
     #[test]

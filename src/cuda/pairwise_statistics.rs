@@ -30,5 +30,5 @@ pub unsafe fn pairwise_statistics_raw(kernels: &Kernels, stream: &CudaStream, a:
     kernels.check_stream(op, stream)?;
     let _scope = Scope::enter(op, stream.context())?;
     // SAFETY: by the caller's promise.
-    unsafe { Step { a: &a, plan: &plan, base: a.workspace.ptr }.launch_statistics(kernels, stream) }
+    unsafe { Step::new(kernels, &a, &plan, a.workspace.ptr).launch_statistics(kernels, stream) }
 }

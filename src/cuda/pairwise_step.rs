@@ -13,27 +13,28 @@ use super::pairwise_params::{
     PairwiseStatsParams, PairwiseTiles, PairwiseWeightsParams, WAVE_SUMS, ZEROED,
 };
 use super::pairwise_plan::{Kept, Kind, PartPlan, Plan, Wave, finalize_blocks};
-use super::plan::{TILE_BLOCK, TILE_SHARED_BYTES};
-use super::prepare::by_dtype;
+use super::pairwise_sweep::{STATS, Sweeps, WEIGHTS};
+use super::plan::SweepPlan;
+use super::tile_kernel::launch_tiles;
 use super::workspace::Region;
 use crate::error::Result;
 use crate::options::Normalization;
 use crate::pairwise::PairwiseReport;
 
-pub(super) const STATS: [[&str; 3]; 2] = [
-    ["pairwise_stats_f32", "pairwise_stats_f16", "pairwise_stats_bf16"],
-    ["pairwise_stats_both_f32", "pairwise_stats_both_f16", "pairwise_stats_both_bf16"],
-];
-pub(super) const WEIGHTS: [[&str; 3]; 2] = [
-    ["pairwise_weights_f32", "pairwise_weights_f16", "pairwise_weights_bf16"],
-    ["pairwise_weights_both_f32", "pairwise_weights_both_f16", "pairwise_weights_both_bf16"],
-];
 /// A checked step on one stream.
 pub(super) struct Step<'a> {
     pub a: &'a RawPairwiseMixture<'a>,
     pub plan: &'a Plan,
     /// Address of the workspace.
     pub base: u64,
+    pub sweeps: Sweeps,
+}
+
+impl<'a> Step<'a> {
+    /// `base` is the address of the plan's workspace.
+    pub(super) fn new(kernels: &Kernels, a: &'a RawPairwiseMixture<'a>, plan: &'a Plan, base: u64) -> Self {
+        Self { a, plan, base, sweeps: Sweeps::new(kernels.plan_device(), plan, a.x.dtype) }
+    }
 }
 
 impl Step<'_> {
@@ -146,8 +147,8 @@ impl Step<'_> {
             pos: if writes_pairs { self.at(plan.pos) } else { 0 },
             col_flags: self.col_flags(part),
             counts: self.zeroed(part.words),
-            row_splits: plan.splits.rows as u32,
-            col_splits: plan.splits.cols as u32,
+            row_splits: self.sweeps.stats.splits.rows as u32,
+            col_splits: self.sweeps.stats.splits.cols as u32,
             extremes: u32::from(extremes),
             pad_: 0,
         }
@@ -190,7 +191,7 @@ impl Step<'_> {
             lowest: self.at(plan.extremes[0]),
             highest: self.at(plan.extremes[1]),
             n: plan.shape.n as u32,
-            splits: plan.splits.cols as u32,
+            splits: self.sweeps.stats.splits.cols as u32,
         }
     }
 
@@ -225,8 +226,8 @@ impl Step<'_> {
             k: part.form.k,
             n: plan.shape.n as u32,
             m: plan.shape.m as u32,
-            row_splits: splits(plan.splits.rows),
-            col_splits: splits(plan.splits.cols),
+            row_splits: splits(self.sweeps.stats.splits.rows),
+            col_splits: splits(self.sweeps.stats.splits.cols),
             form: part.form.form as u32,
             both: u32::from(part.form.both),
             single: u32::from(plan.shape.single),
@@ -300,7 +301,7 @@ impl Step<'_> {
         let [row_flags, col_flags, counts] = alone.map_or([0; 3], |part| self.fused(part));
         ReportOfWeights {
             sums: alone.map_or(0, |part| self.at(part.sums)),
-            count: alone.map_or(0, |_| plan.sum_blocks()),
+            count: alone.map_or(0, |_| self.sweeps.sum_blocks()),
             row_flags,
             col_flags,
             counts,
@@ -327,7 +328,7 @@ impl Step<'_> {
             per_bias: per(part.form.per_bias),
             share: part.share,
             factor,
-            sums_count: plan.sum_blocks() as u32,
+            sums_count: self.sweeps.sum_blocks() as u32,
             n: plan.shape.n as u32,
             m: plan.shape.m as u32,
         }
@@ -341,9 +342,9 @@ impl Step<'_> {
     unsafe fn launch_part(&self, kernels: &Kernels, stream: &CudaStream, at: usize, kept: &mut bool) -> Result<()> {
         let plan = self.plan;
         let (part, dtype, shape) = (&plan.parts[at], self.a.x.dtype, plan.shape);
-        let stats = by_dtype(dtype, STATS[usize::from(part.form.both)]);
+        let (stats, sweep) = (&STATS[usize::from(part.form.both)], &self.sweeps.stats);
+        let operands = plan.operands(self.base);
         let lines = |count: usize| (count.div_ceil(LINES) as u32, 1, 1);
-        let grid = (plan.splits.cols as u32, plan.splits.rows as u32, 1);
         let keep = |kept: &mut bool| match plan.kept {
             Kept::All(_) if std::mem::replace(kept, true) => Keep::Load,
             Kept::All(_) => Keep::Store,
@@ -361,12 +362,12 @@ impl Step<'_> {
                 // The extremes are the same for every part with a miner.
                 if part.form.mined && !plan.parts[..at].iter().any(|part| part.form.mined) {
                     let params = self.stats(part, true, keep(kept));
-                    launch(kernels, stream, stats, grid, TILE_BLOCK, TILE_SHARED_BYTES, &params)?;
+                    launch_tiles(kernels, stream, stats, sweep, operands, &params)?;
                     launch(kernels, stream, "pairwise_extremes", lines(shape.n), LINES as u32, 0, &self.extremes())?;
                 }
                 if part.form.has_statistics() {
                     let params = self.stats(part, false, keep(kept));
-                    launch(kernels, stream, stats, grid, TILE_BLOCK, TILE_SHARED_BYTES, &params)?;
+                    launch_tiles(kernels, stream, stats, sweep, operands, &params)?;
                 }
             }
             let grid = (finalize_blocks(shape.n, shape.m) as u32, 1, 1);
@@ -391,9 +392,14 @@ impl Step<'_> {
     ///
     /// # Safety
     /// As [`Self::launch`].
-    unsafe fn launch_wave(&self, kernels: &Kernels, stream: &CudaStream, wave: &Wave, mut kept: bool) -> Result<()> {
+    unsafe fn launch_wave(
+        &self,
+        kernels: &Kernels,
+        stream: &CudaStream,
+        (wave, sweep): (&Wave, &SweepPlan),
+        mut kept: bool,
+    ) -> Result<()> {
         let plan = self.plan;
-        let dtype = self.a.x.dtype;
         for (at, part) in plan.parts.iter().enumerate() {
             let keep = match plan.kept {
                 _ if !part.dense() => Keep::Skip,
@@ -401,11 +407,10 @@ impl Step<'_> {
                 _ if std::mem::replace(&mut kept, true) => Keep::Load,
                 _ => Keep::Store,
             };
-            let weights = by_dtype(dtype, WEIGHTS[usize::from(part.form.both)]);
-            let grid = (wave.splits.cols as u32, wave.splits.rows as u32, 1);
+            let weights = &WEIGHTS[usize::from(part.form.both)];
             let params = self.weights(at, wave, keep);
             // SAFETY: by the caller's promise.
-            unsafe { launch(kernels, stream, weights, grid, TILE_BLOCK, TILE_SHARED_BYTES, &params) }?;
+            unsafe { launch_tiles(kernels, stream, weights, sweep, plan.operands(self.base), &params) }?;
         }
         Ok(())
     }
@@ -427,8 +432,8 @@ impl Step<'_> {
             }
             let gradient = self.gradient();
             gradient.before_products(kernels, stream)?;
-            for wave in &plan.waves {
-                self.launch_wave(kernels, stream, wave, kept)?;
+            for (wave, sweep) in self.sweeps.waves.iter().zip(&self.sweeps.weights) {
+                self.launch_wave(kernels, stream, (wave, sweep), kept)?;
                 gradient.products(kernels, stream, wave)?;
             }
             for at in parts.filter(|_| plan.kind == Kind::Mixture) {

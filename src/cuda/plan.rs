@@ -174,7 +174,8 @@ impl SweepKernel {
                 &[Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall]
             }
             Self::TopK => &[Scheme::WarpMma, Scheme::GroupMmaSmall],
-            _ => &[Scheme::WarpMma],
+            // One layout of tiles for both, which pass tiles to each other.
+            Self::PairwiseStats | Self::PairwiseWeights => &[Scheme::WarpMma, Scheme::GroupMma],
         }
     }
 

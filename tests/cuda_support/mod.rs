@@ -51,6 +51,15 @@ pub fn device() -> Option<(&'static Arc<CudaContext>, &'static Kernels)> {
     }
 }
 
+/// Whether 16-bit products are made by warpgroups.
+pub fn by_groups(kernels: &Kernels) -> bool {
+    let device = kernels.plan_device();
+    device.compute_capability == (9, 0) && device.group_code
+}
+
+/// Calls of a step that neither wait nor copy nor allocate. Tensor maps are computed on the host.
+pub const HOT_CALLS: [&str; 3] = ["cuLaunchKernel", "cuCtxGetCurrent", "cuTensorMapEncodeTiled"];
+
 /// Held by a test while it uses the device: a strict capture forbids other threads most of what they might do.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
