@@ -8,7 +8,7 @@ use super::pairwise_params::{COL_PLANES, Form, LINES, ROW_PLANES, SET_PLANES, SP
 use super::pairwise_plan::{self, Grant, Kept, Kind, Wave, finalize_blocks, pairwise_workspace_bytes};
 use super::pairwise_sweep::{STATS, Sweeps, WEIGHTS};
 use super::plan::{
-    GROUP_BLOCK, GROUP_CLUSTER, PlanDevice, SweepPlan, SweepShape, TILE, TILE_BLOCK, TILE_SHARED_BYTES, tiles,
+    GROUP_BLOCK, GROUP_CLUSTER, PlanDevice, Scheme, SweepPlan, SweepShape, TILE, TILE_BLOCK, TILE_SHARED_BYTES, tiles,
 };
 use super::prepare::by_dtype;
 use super::row_norms::gradient_kernel;
@@ -151,14 +151,14 @@ impl Step<'_> {
         if let Some(groups) = groups {
             let launch = inputs.simple(groups.kernel, groups.grid, GROUP_BLOCK, [read, written]);
             let (operations, shared_bytes) = (groups.operations(), GRAD_SHARED_BYTES);
-            self.launches.push(PlannedLaunch { shared_bytes, operations, again, ..launch });
+            self.launches.push(PlannedLaunch { scheme: Scheme::GroupMma, shared_bytes, operations, again, ..launch });
             return;
         }
-        // A tile of rows sums over all columns of tiles, one of columns over those of the wave; f16 twice.
+        // A tile of rows sums over all columns in steps of 128 bytes, one of columns over the wave's tiles; f16 twice.
         let exact = if dtype == DType::F16 { 2.0 } else { 1.0 };
-        let depth = |rows: usize| (rows * TILE) as f64;
+        let depth = m.next_multiple_of(if dtype == DType::F32 { 32 } else { 64 });
         let tile = (2 * TILE * TILE * beside) as f64;
-        let operations = exact * tile * (of_rows as f64 * depth(tiles(m)) + of_cols as f64 * depth(of_rows));
+        let operations = exact * tile * (of_rows as f64 * depth as f64 + of_cols as f64 * (of_rows * TILE) as f64);
         let grid = (((of_rows + of_cols) * beside) as u32, 1, 1);
         let launch = inputs.simple(by_dtype(dtype, GRAD), grid, TILE_BLOCK, [read, written]);
         self.launches.push(PlannedLaunch { shared_bytes: TILE_SHARED_BYTES, operations, again, ..launch });

@@ -4,7 +4,9 @@ use cudarc::driver::CudaStream;
 
 use super::kernels::Kernels;
 use super::launch::{Params, launch, launch_mapped};
-use super::plan::{GROUP_CLUSTER, GROUP_COLS, GROUP_ROWS, SMALL_COLS, PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape};
+use super::plan::{
+    GROUP_CLUSTER, GROUP_COLS, GROUP_ROWS, PlanDevice, SMALL_COLS, Scheme, SweepKernel, SweepPlan, SweepShape,
+};
 use super::prepare::{Operand, by_dtype};
 use super::sweep::key_words;
 use super::tensor_map::{Mapped, TensorMaps};
