@@ -70,9 +70,11 @@ impl Plan {
     pub(super) fn of_output<A: Real>(cpu: &Cpu, n: usize, m: usize, depth: usize) -> Self {
         /// Elements of packed columns that each thread packs for itself: half of a second-level cache of 1 MiB in `f32`.
         const OWN_ELEMENTS: usize = 1 << 17;
+        /// With fewer rows there are not enough pieces.
+        const FEWEST_ROWS: usize = 64;
         let work = n.saturating_mul(m).saturating_mul(depth);
         let plan = Self::by_rows::<A>(cpu, n, m);
-        if work <= Self::SMALL && m.saturating_mul(depth) <= OWN_ELEMENTS {
+        if n >= FEWEST_ROWS && work <= Self::SMALL && m.saturating_mul(depth) <= OWN_ELEMENTS {
             return Self { piece_cols: m.max(1).next_multiple_of(plan.block), own_panels: true, ..plan };
         }
         if work <= Self::SMALL && m.saturating_mul(depth) <= SLICE_ELEMENTS {
