@@ -292,7 +292,7 @@ fn similarities_of_minus_infinity() {
             let first = |i: usize| match kinds {
                 0 => i32::from(i == 0),
                 1 => -1,
-                _ if i < 128 || i % 2 == 0 => 129,
+                _ if i < 128 || i.is_multiple_of(2) => 129,
                 _ => 0,
             };
             assert!((0..n).all(|i| index[i] == first(i)), "{objective}: {index:?}");

@@ -10,9 +10,15 @@ use super::*;
 use crate::cuda::descriptor::RawMat;
 use crate::cuda::gather::RawUpstream;
 use crate::cuda::pairwise_plan::waves;
+use crate::cuda::plan::Splits;
 use crate::cuda::prepare::Operand;
 use crate::cuda::{DeviceElement, open_context};
 use crate::options::WriteMode;
+
+/// The products do not ask how the sweeps before them were dealt.
+const fn one_part(_: usize) -> Splits {
+    Splits { rows: 1, cols: 1 }
+}
 
 /// Rows behind the results that nothing may write to.
 const GUARD: usize = 3;
@@ -144,7 +150,7 @@ fn outcome<T: DeviceElement>(
         inv: 0,
         inv_batch_stride: 0,
     };
-    for wave in waves(case.shape, case.per_wave) {
+    for wave in waves(case.shape, case.per_wave, one_part) {
         let before = (wave.first * TILE * data.ld_weights * size_of::<bf16>()) as u64;
         let step = GradientStep {
             op: "test",
@@ -240,7 +246,7 @@ fn both_schemes_make_the_same_products() {
 
 #[test]
 fn every_tile_has_its_steps_and_widths_follow_the_shape() {
-    let wave = |first, end| Wave { first, end, ..waves(Shape { n: 1, m: 1, d: 8, single: false }, 1)[0] };
+    let wave = |first, end| Wave { first, end, ..waves(Shape { n: 1, m: 1, d: 8, single: false }, 1, one_part)[0] };
     let large = Shape { n: 65_536, m: 65_536, d: 512, single: false };
     let tiles = Tiles::new(large, &wave(64, 128));
     assert_eq!(tiles, Tiles { cols: 256, across: 2, counts: [64, 512], steps: [1024, 128] });
