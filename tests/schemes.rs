@@ -70,9 +70,9 @@ fn bits(m: &Mined<f32>) -> Vec<Vec<u32>> {
 }
 
 /// Rows with what is special among them: zeros, NaN, infinities, repetitions.
-fn special<T: Element>(n: usize, d: usize, seed: u64) -> Vec<T>
+fn special<T>(n: usize, d: usize, seed: u64) -> Vec<T>
 where
-    T: simgrad::cuda::DeviceElement,
+    T: simgrad::cuda::DeviceElement + Element,
 {
     let mut x = numbers::<T>(n * d, seed);
     let mut fill = |row: usize, v: f64| {
