@@ -134,10 +134,16 @@ impl Step<'_> {
         };
         let sums = (self.plan.ld_gradients * 4) as f64;
         let earlier = if wave.first > 0 { sums * m as f64 } else { 0.0 };
-        // f16 by groups: two parts of every element.
-        let parts = if groups.is_some() && dtype == DType::F16 { 2.0 } else { 1.0 };
-        let operands = |rows: usize| parts * inputs.rows(rows as f64);
-        let read = weights + operands(rows + m) + earlier;
+        // f16 by groups: two parts of every element, in whole steps of rows and of columns.
+        let operands = |rows: usize| {
+            if groups.is_some() && dtype == DType::F16 {
+                let PartsShape { padded, ld } = PartsShape::new(rows, d);
+                4.0 * (padded * ld) as f64
+            } else {
+                inputs.rows(rows as f64)
+            }
+        };
+        let read = weights + operands(rows) + operands(m) + earlier;
         let written = sums * (rows + m) as f64;
         // The weights are read by both products; of the other operand all that does not fit is read by every set of blocks.
         let of_blocks = if groups.is_some() { GROUP_CLUSTER } else { 1 };

@@ -36,6 +36,11 @@ const _: () = assert!(UNIT == GROUP_COLS);
 pub(crate) const GROUP_BLOCK: u32 = 384;
 const GROUP_STAGES: u32 = 4;
 const SMALL_STAGES: u32 = 6;
+/// Columns of a tile of [`Scheme::GroupMma`] where the epilogue needs the registers, and stages of such tiles, in the same
+/// memory: `SIMGRAD_GROUP_STEP` of 1 in `kernels/common/group_tile.cuh`.
+const HEAVY_COLS: usize = 128;
+const HEAVY_STAGES: u32 = 6;
+const _: () = assert!(group_shared(HEAVY_COLS, HEAVY_STAGES) == GROUP_SHARED_BYTES);
 /// Barriers, and what it takes to align the stages to 1024 bytes.
 const GROUP_EXTRA: u32 = 1024;
 /// For the epilogue: partial maxima or sums of a tile's rows and columns, and barriers.
@@ -179,6 +184,11 @@ impl SweepKernel {
         }
     }
 
+    /// Whether its epilogue leaves registers for tiles of 256 columns.
+    const fn is_light(self) -> bool {
+        matches!(self, Self::Mine | Self::CosineMatrix)
+    }
+
     fn has(self, scheme: Scheme) -> bool {
         self.schemes().contains(&scheme)
     }
@@ -312,7 +322,12 @@ impl SweepPlan {
         let SweepShape { batch, n, m, .. } = shape;
         let (tile_rows, tile_cols, cluster, threads, shared_bytes, stages) = match scheme {
             Scheme::WarpMma => (TILE, TILE, 1, TILE_BLOCK, TILE_SHARED_BYTES, TILE_STAGES),
-            Scheme::GroupMma => (GROUP_ROWS, GROUP_COLS, GROUP_CLUSTER, GROUP_BLOCK, GROUP_SHARED_BYTES, GROUP_STAGES),
+            Scheme::GroupMma if kernel.is_light() => {
+                (GROUP_ROWS, GROUP_COLS, GROUP_CLUSTER, GROUP_BLOCK, GROUP_SHARED_BYTES, GROUP_STAGES)
+            }
+            Scheme::GroupMma => {
+                (GROUP_ROWS, HEAVY_COLS, GROUP_CLUSTER, GROUP_BLOCK, GROUP_SHARED_BYTES, HEAVY_STAGES)
+            }
             Scheme::GroupMmaSmall => (GROUP_ROWS, SMALL_COLS, 1, GROUP_BLOCK, SMALL_SHARED_BYTES, SMALL_STAGES),
         };
         let band = if kernel == SweepKernel::CosineMatrix { MATRIX_BAND } else { 1 };
