@@ -325,9 +325,7 @@ impl SweepPlan {
             Scheme::GroupMma if kernel.is_light() => {
                 (GROUP_ROWS, GROUP_COLS, GROUP_CLUSTER, GROUP_BLOCK, GROUP_SHARED_BYTES, GROUP_STAGES)
             }
-            Scheme::GroupMma => {
-                (GROUP_ROWS, HEAVY_COLS, GROUP_CLUSTER, GROUP_BLOCK, GROUP_SHARED_BYTES, HEAVY_STAGES)
-            }
+            Scheme::GroupMma => (GROUP_ROWS, HEAVY_COLS, GROUP_CLUSTER, GROUP_BLOCK, GROUP_SHARED_BYTES, HEAVY_STAGES),
             Scheme::GroupMmaSmall => (GROUP_ROWS, SMALL_COLS, 1, GROUP_BLOCK, SMALL_SHARED_BYTES, SMALL_STAGES),
         };
         let band = if kernel == SweepKernel::CosineMatrix { MATRIX_BAND } else { 1 };
