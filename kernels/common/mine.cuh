@@ -67,22 +67,6 @@ struct Miner {
 
     __device__ __forceinline__ uint32_t stats() const { return kStats ? p.stats : kStatsNone; }
 
-    // Sets what is no candidate to -infinity. Returns whether a candidate is -infinity, which values alone no longer tell.
-    __device__ __forceinline__ bool mask(TileAcc& acc, TileBits candidates) const {
-        bool neg_inf = false;
-#pragma unroll
-        for (int i = 0; i < kThreadRows; ++i) {
-#pragma unroll
-            for (int k = 0; k < kThreadCols; ++k) {
-                float& s = element(acc, i, k);
-                const bool candidate = candidates >> bit_at(i, k) & 1;
-                neg_inf |= candidate && s == neg_infinity();
-                if (!candidate) s = neg_infinity();
-            }
-        }
-        return neg_inf;
-    }
-
     // Maxima of the warp's rows and columns; `rows` and `cols` end up as join_rows() and join_cols() leave them.
     __device__ __forceinline__ void maxima(const TileAcc& acc, Best (&rows)[kThreadRows], Best (&cols)[kThreadCols]) const {
 #pragma unroll
@@ -274,7 +258,7 @@ struct Miner {
         if (!all) {
             if (on_diagonal(row0, col0) && p.pos != nullptr) write_pairs(p, thread, acc, row0, col0);
             bits = mining_candidates(p, thread, row0, col0);
-            neg_inf = mask(acc, bits);
+            neg_inf = mask_others(acc, bits);
         }
 
         Best rows[kThreadRows];

@@ -34,22 +34,6 @@ struct KeyMiner {
         return reinterpret_cast<unsigned long long*>(p.col_parts) + col;
     }
 
-    // Sets what is no candidate to -infinity. Returns whether a candidate of the warp is -infinity.
-    __device__ __forceinline__ bool mask(TileAcc& acc, TileBits candidates) const {
-        bool neg_inf = false;
-#pragma unroll
-        for (int i = 0; i < kThreadRows; ++i) {
-#pragma unroll
-            for (int k = 0; k < kThreadCols; ++k) {
-                float& s = element(acc, i, k);
-                const bool candidate = candidates >> bit_at(i, k) & 1;
-                neg_inf |= candidate && s == neg_infinity();
-                if (!candidate) s = neg_infinity();
-            }
-        }
-        return __any_sync(~0u, neg_inf);
-    }
-
     // Of the thread's part of its rows, and of the warp's part of the columns, as join_cols() leaves it.
     __device__ __forceinline__ void maxima(const TileAcc& acc, float (&rows)[kThreadRows], float (&cols)[kThreadCols]) const {
 #pragma unroll
@@ -139,7 +123,7 @@ struct KeyMiner {
             if (on_diagonal(row0, col0) && p.pos != nullptr) write_pairs(p, thread, acc, row0, col0);
             if (p.row_parts == nullptr) return;
             bits = mining_candidates(p, thread, row0, col0);
-            neg_inf = mask(acc, bits);
+            neg_inf = __any_sync(~0u, mask_others(acc, bits));
         }
         float rows[kThreadRows];
         float cols[kThreadCols];

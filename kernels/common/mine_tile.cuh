@@ -35,3 +35,20 @@ __device__ __forceinline__ void write_pairs(const MineParams& p, const TileThrea
         }
     }
 }
+
+// Sets what is no candidate to -infinity. Returns whether one of the thread's candidates is -infinity, which values alone no
+// longer tell.
+__device__ __forceinline__ bool mask_others(TileAcc& acc, TileBits candidates) {
+    bool neg_inf = false;
+#pragma unroll
+    for (int i = 0; i < kThreadRows; ++i) {
+#pragma unroll
+        for (int k = 0; k < kThreadCols; ++k) {
+            float& s = element(acc, i, k);
+            const bool candidate = candidates >> bit_at(i, k) & 1;
+            neg_inf |= candidate && s == neg_infinity();
+            if (!candidate) s = neg_infinity();
+        }
+    }
+    return neg_inf;
+}
