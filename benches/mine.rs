@@ -45,6 +45,7 @@ fn on_cuda<T: simgrad::cuda::DeviceElement>(c: &mut Criterion, gpu: &common::gpu
             positive: positive.as_view_mut(),
             rows: DeviceHardest { value: row_value.as_view_mut(), index: row_index.as_view_mut(), second: None },
             cols: DeviceHardest { value: col_value.as_view_mut(), index: col_index.as_view_mut(), second: None },
+            screen: None,
         };
         let bytes = cuda::mine_workspace_bytes(n, n, d, T::DTYPE, options.normalization, false).unwrap();
         let mut workspace = gpu.zeros::<u8>(bytes);

@@ -1,5 +1,6 @@
 //! Runs nvcc: one fatbin per kernel file, several files at a time, unchanged ones skipped.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsString;
 use std::fs;
@@ -81,7 +82,6 @@ impl Job<'_> {
     /// # Errors
     /// The messages of all files that failed.
     pub fn run(&self) -> Result<(), String> {
-        let headers = self.header_hash()?;
         let mut list = kernels(self.package)?;
         list.retain(|file| !is_hopper(file) || !self.hopper.is_empty());
         let queue = Mutex::new(list);
@@ -92,7 +92,7 @@ impl Job<'_> {
                     loop {
                         let next = queue.lock().ok().and_then(|mut files| files.pop());
                         let Some(file) = next else { break };
-                        if let Err(message) = self.compile(&file, headers)
+                        if let Err(message) = self.compile(&file)
                             && let Ok(mut list) = failures.lock()
                         {
                             list.push(message);
@@ -106,25 +106,32 @@ impl Job<'_> {
         if failures.is_empty() { Ok(()) } else { Err(failures.join("\n")) }
     }
 
-    /// Contents of everything below `kernels` that is not a kernel: a change there recompiles all.
-    fn header_hash(&self) -> Result<u64, String> {
-        let dir = self.package.join("kernels");
-        let wanted = |file: &Path| file.extension().is_none_or(|e| e != "cu");
-        let list = files(&dir, &wanted).map_err(|error| format!("cannot list {}: {error}", dir.display()))?;
-        let mut hasher = DefaultHasher::new();
-        for file in list {
-            file.hash(&mut hasher);
-            fs::read(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?.hash(&mut hasher);
+    /// A kernel file and all that it includes with quotes, directly or not, by name: contents of each once. Conditions are not
+    /// looked at, so that it is rather one file more; all includes are relative to `kernels`, which nvcc is told.
+    fn sources(&self, file: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>, String> {
+        let (mut found, mut queue) = (BTreeMap::new(), vec![file.to_path_buf()]);
+        while let Some(file) = queue.pop() {
+            if found.contains_key(&file) {
+                continue;
+            }
+            let text = fs::read(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+            let included = text.split(|&b| b == b'\n').filter_map(|line| {
+                let name = std::str::from_utf8(line).ok()?.trim_start().strip_prefix('#')?.trim_start();
+                let name = name.strip_prefix("include")?.trim_start().strip_prefix('"')?;
+                Some(self.package.join("kernels").join(name.split('"').next()?))
+            });
+            // What is not there nvcc will miss as well.
+            queue.extend(included.filter(|file| file.is_file()));
+            found.insert(file, text);
         }
-        Ok(hasher.finish())
+        Ok(found)
     }
 
-    fn compile(&self, file: &Path, headers: u64) -> Result<(), String> {
+    fn compile(&self, file: &Path) -> Result<(), String> {
         let io = |what: &Path, error: std::io::Error| format!("{}: {error}", what.display());
         let gencode = if is_hopper(file) { &self.hopper } else { &self.gencode };
         let mut hasher = DefaultHasher::new();
-        (self.nvcc, self.version, &self.options, gencode, headers).hash(&mut hasher);
-        fs::read(file).map_err(|e| io(file, e))?.hash(&mut hasher);
+        (self.nvcc, self.version, &self.options, gencode, self.sources(file)?).hash(&mut hasher);
         let key = format!("{:016x}", hasher.finish());
 
         let name = file.file_stem().unwrap_or_default();

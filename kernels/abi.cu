@@ -17,6 +17,7 @@
 #include "params/goal_small.h"
 #include "params/memory_bank.h"
 #include "params/mine.h"
+#include "params/mine_screen.h"
 #include "params/mined_triplet.h"
 #include "params/pairwise.h"
 #include "params/pairwise_conflict.h"
@@ -119,14 +120,37 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
     {
         using S = MineParams;
         w.put(sizeof(S));
-        F(x) F(y) F(inv_x) F(inv_y) F(row_groups) F(col_groups) F(pmin) F(pos) F(row_parts) F(col_parts) F(ldx) F(ldy)
-        F(n) F(m) F(d) F(row_splits) F(col_splits) F(pmin_count) F(select) F(stats) F(eps) F(beta)
+        F(x) F(y) F(inv_x) F(inv_y) F(row_groups) F(col_groups) F(pmin) F(pos) F(row_parts) F(col_parts) F(screen)
+        F(ldx) F(ldy) F(n) F(m) F(d) F(row_splits) F(col_splits) F(pmin_count) F(select) F(stats) F(eps) F(beta)
     }
     {
         using S = MineMergeParams;
         w.put(sizeof(S));
         F(row_parts) F(col_parts) F(row_value) F(row_index) F(row_second) F(row_rank) F(col_value) F(col_index)
-        F(col_second) F(col_rank) F(n) F(m) F(row_splits) F(col_splits) F(stats) F(pad_)
+        F(col_second) F(col_rank) F(screen) F(row_keys) F(col_keys) F(report) F(n) F(m) F(row_splits) F(col_splits)
+        F(stats) F(pad_)
+    }
+    {
+        using S = ScreenRowsParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(x_screen) F(y_screen) F(norm) F(error) F(state) F(ldx) F(ldy) F(ld) F(n) F(m) F(d) F(pad_)
+    }
+    {
+        using S = ScreenBoundsParams;
+        w.put(sizeof(S));
+        F(row_parts) F(col_parts) F(norm) F(error) F(row_bound) F(col_bound) F(state) F(n) F(m) F(d) F(row_splits)
+        F(col_splits) F(stats)
+    }
+    {
+        using S = ScreenParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(row_bound) F(col_bound) F(row_groups) F(col_groups) F(list) F(state) F(ldx) F(ldy) F(n) F(m) F(d)
+        F(row_splits) F(col_splits) F(capacity)
+    }
+    {
+        using S = ScreenRescoreParams;
+        w.put(sizeof(S));
+        F(x) F(y) F(list) F(state) F(row_keys) F(col_keys) F(pos) F(ldx) F(ldy) F(n) F(m) F(d) F(capacity)
     }
     {
         using S = CosineMatrixParams;

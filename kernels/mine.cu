@@ -30,6 +30,9 @@ template <typename T, bool kStats>
 __device__ __forceinline__ void mine_body(const MineParams& p) {
     extern __shared__ __align__(128) char stages[];
     __shared__ TileMaxima values;
+    if constexpr (sizeof(T) == 4 && !kStats) {
+        if (p.screen != nullptr && !p.screen->failed()) return;
+    }
     const TileRect rect = mine_rect(p);
     RectSweep<T> sweep(stages, TileOperands<T, MineParams>{p}, rect);
     float threshold = 0.0f;
@@ -59,13 +62,19 @@ extern "C" __global__ void __launch_bounds__(256) mine_merge(const __grid_consta
     if (at >= uint64_t(p.n) + p.m) return;
     const bool is_row = at < p.n;
     const uint32_t line = uint32_t(is_row ? at : at - p.n);
-    const StatsRule rule{p.stats, 0.0f, 0.0f};
-    const LineState s = is_row ? merged_line(p.row_parts, p.col_splits, p.n, line, rule)
-                               : merged_line(p.col_parts, p.row_splits, p.m, line, rule);
+    const bool screened = p.screen != nullptr && !p.screen->failed();
+    const StatsRule rule{screened ? kStatsKeys : p.stats, 0.0f, 0.0f};
+    // Keys have no splits.
+    const LineState s =
+        is_row ? merged_line(screened ? p.row_keys : p.row_parts, screened ? 1 : p.col_splits, p.n, line, rule)
+               : merged_line(screened ? p.col_keys : p.col_parts, screened ? 1 : p.row_splits, p.m, line, rule);
     (is_row ? p.row_value : p.col_value)[line] = s.value;
     (is_row ? p.row_index : p.col_index)[line] = s.index;
     float* const second = is_row ? p.row_second : p.col_second;
     if (second != nullptr) second[line] = s.second;
     int32_t* const rank = is_row ? p.row_rank : p.col_rank;
     if (rank != nullptr) rank[line] = s.index < 0 ? -1 : 0;
+    if (at != 0 || p.report == nullptr) return;
+    p.report[0] = screened ? uint32_t(p.screen->candidates) : 0;
+    p.report[1] = p.screen == nullptr ? kScreenNone : p.screen->outcome();
 }

@@ -203,8 +203,11 @@ fn compile_skips_unchanged_kernels_and_reports_every_failure() {
     let (package, out) = (dir.join("package"), dir.join("out"));
     fs::create_dir_all(&out).unwrap();
     write(&package.join("kernels/a.cu"), "a");
-    write(&package.join("kernels/b.cu"), "b");
-    write(&package.join("kernels/common/c.cuh"), "c");
+    let b = |version| format!("#include \"common/c.cuh\"\n// {version}");
+    write(&package.join("kernels/b.cu"), &b(1));
+    write(&package.join("kernels/common/c.cuh"), "  # include \"common/d.cuh\"  // and itself:\n#include \"common/c.cuh\"");
+    write(&package.join("kernels/common/d.cuh"), "#include <d>\n#include \"common/missing.cuh\"");
+    write(&package.join("kernels/common/e.cuh"), "");
     write(&package.join("kernels/common/not_a_kernel.cu"), "");
     let run_for = |version, hopper: &[&str]| {
         let job = compile::Job {
@@ -230,10 +233,16 @@ fn compile_skips_unchanged_kernels_and_reports_every_failure() {
     assert_eq!(fs::read_to_string(out.join("a.fatbin")).unwrap(), "a");
     assert!(!out.join("not_a_kernel.fatbin").exists());
     assert_eq!(run("1"), (Ok(()), vec![]), "nothing changed");
-    write(&package.join("kernels/b.cu"), "b2");
+    write(&package.join("kernels/b.cu"), &b(2));
     assert_eq!(run("1"), (Ok(()), both[1..].to_vec()), "one kernel changed");
-    write(&package.join("kernels/common/c.cuh"), "c2");
-    assert_eq!(run("1"), (Ok(()), both.clone()), "a header changed");
+    for (header, whose) in [("c", "directly"), ("d", "by another header")] {
+        let header = package.join(format!("kernels/common/{header}.cuh"));
+        let text = fs::read_to_string(&header).unwrap();
+        write(&header, &format!("{text}\n// changed"));
+        assert_eq!(run("1"), (Ok(()), both[1..].to_vec()), "a header changed, included {whose}");
+    }
+    write(&package.join("kernels/common/e.cuh"), "// changed");
+    assert_eq!(run("1"), (Ok(()), vec![]), "a header changed that nobody includes");
     assert_eq!(run("2"), (Ok(()), both.clone()), "another nvcc");
 
     // A file for sm_90a alone is compiled where that is a target, with its options and no others.
@@ -252,7 +261,7 @@ fn compile_skips_unchanged_kernels_and_reports_every_failure() {
         assert!(message.contains(part), "`{part}` is not in: {message}");
     }
     // The output of an earlier, working version is not taken for that of the broken one put back.
-    write(&package.join("kernels/b.cu"), "b2");
+    write(&package.join("kernels/b.cu"), &b(2));
     assert!(run("2").0.is_err());
     write(&package.join("kernels/a.cu"), "a");
     assert_eq!(run("2"), (Ok(()), vec![both[0].clone()]));

@@ -117,6 +117,7 @@ fn mining_can_be_captured(kernels: &Kernels, stream: &Arc<CudaStream>, x: &Devic
             index: col_index.view_mut(),
             second: Some(col_second.view_mut()),
         },
+        screen: None,
     };
     let options = DeviceMineOptions::default();
     let graph = capture(stream, || mine(kernels, stream, x, y, &options, &mut out, &mut work.view_mut()).unwrap());

@@ -24,9 +24,11 @@ use counters::Pair;
 use cuda_support::{child, gpu_required, is_child, say};
 use device::Device;
 use simgrad::DType;
+use simgrad::cuda::Arithmetic;
 
 /// Whole tiles of every engine, ragged ones, rows that have to be copied for their alignment, and more than a small step.
-fn all_cases() -> Vec<Case> {
+/// With each, whether f32 rows are mined through a screen.
+fn all_cases() -> Vec<(Case, Option<bool>)> {
     let mut all = Vec::new();
     for (_, op) in Op::ALL {
         for (n, m, d) in [(512, 512, 64), (300, 200, 40), (130, 260, 33)] {
@@ -38,7 +40,9 @@ fn all_cases() -> Vec<Case> {
     all.extend([DType::Bf16, DType::F32].map(|dtype| Case::new(Op::Goal, 1030, 1030, 16, dtype)));
     // Enough for the large tiles, where there are any.
     all.push(Case::new(Op::Mine, 1300, 1600, 32, DType::Bf16));
-    all
+    let screened = [(512, 512, 64), (300, 200, 40), (130, 260, 33), (1300, 1600, 32)]
+        .map(|(n, m, d)| (Case::new(Op::Mine, n, m, d, DType::F32), Some(true)));
+    all.into_iter().map(|case| (case, None)).chain(screened).collect()
 }
 
 #[test]
@@ -47,7 +51,8 @@ fn child_runs_all_cases() {
         return;
     }
     let device = Device::open().unwrap_or_else(|e| panic!("{e}"));
-    for case in all_cases() {
+    for (case, screen) in all_cases() {
+        device.force_screen(screen);
         let plan = case.plan(device.facts()).expect("a plan");
         device.run(&case, &plan).unwrap_or_else(|e| panic!("{}: {e}", case.text()));
     }
@@ -76,18 +81,20 @@ fn operations_launch_what_their_plans_say() {
     child("child_runs_all_cases", &vars).expect("test result: ok");
     let counted = counters::read(&file).unwrap_or_else(|e| panic!("{e}"));
     let (mut at, mut schemes, mut wrong) = (0, Vec::new(), Vec::new());
-    for case in all_cases() {
+    for (case, screen) in all_cases() {
+        device.force_screen(screen);
         let plan = case.plan(device.facts()).expect("a plan");
         let end = (at + plan.launches.len()).min(counted.len());
         let rows = counters::compare(&plan, &counted[at..end]).unwrap_or_else(|e| panic!("{}: {e}", case.text()));
         at = end;
         schemes.extend(plan.launches.iter().filter_map(|l| l.sweep).map(|sweep| sweep.scheme));
-        for row in &rows {
+        for (row, launch) in rows.iter().zip(&plan.launches) {
             // Every product is planned exactly; in f32 other arithmetic comes on top.
-            let exact = case.dtype == DType::F32 || row.operations.counted == row.operations.planned;
+            let tensor = launch.arithmetic == Arithmetic::Tensor;
+            let exact = !tensor || row.operations.counted == row.operations.planned;
             // What a block or a line leaves: a few words.
             let slack = 4096.0 + 16.0 * (case.n + case.m) as f64;
-            let f32_too = case.dtype != DType::F32 || row.operations.counted >= row.operations.planned;
+            let f32_too = tensor || row.operations.counted >= row.operations.planned;
             // How full the lists get depends on the data: they are planned full.
             let lists = case.op == Op::SemiHard && row.kernel.starts_with("mine_top_k");
             let near = |pair: Pair| if lists { pair.counted <= pair.planned + slack } else { near(pair, slack) };

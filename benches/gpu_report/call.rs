@@ -257,7 +257,17 @@ pub unsafe fn enqueue(kernels: &Kernels, stream: &CudaStream, c: &Call) -> Resul
             Op::Mine => {
                 let of = |at| RawHardest { value: t.out(at), index: t.out(at + 1), second: RawBuf::NULL };
                 let (positive, rows, cols) = (t.out(0), of(1), of(3));
-                let a = raw::RawMine { x, y, normalization, groups: None, positive, rows, cols, workspace };
+                let a = raw::RawMine {
+                    x,
+                    y,
+                    normalization,
+                    groups: None,
+                    positive,
+                    rows,
+                    cols,
+                    screen: RawBuf::NULL,
+                    workspace,
+                };
                 raw::mine(kernels, stream, &a)
             }
             Op::MineTopK => {

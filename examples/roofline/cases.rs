@@ -153,7 +153,7 @@ pub const CONFIGURATIONS: [Configuration; 21] = {
             6,
             "hardest negatives of f32, exact",
             square(Mine, 32768, 512, F32),
-            "computed with multiply-adds of f32, not screened in bf16",
+            "through a screen: two products in f16, and few similarities in f32",
         ),
         configuration(7, "eight semi-hard negatives", square(SemiHard, 16384, 512, Bf16), ""),
         configuration(

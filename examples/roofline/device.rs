@@ -113,7 +113,12 @@ impl Device {
 
     /// What it is, for plans.
     pub fn facts(&self) -> PlanDevice {
-        PlanDevice::of(self.kernels.device())
+        self.kernels.plan_device()
+    }
+
+    /// Mines f32 rows through a screen from now on, or does not. For tests.
+    pub fn force_screen(&self, screens: Option<bool>) {
+        self.kernels.force_screen(screens);
     }
 
     /// The product's name.
@@ -181,7 +186,17 @@ impl Device {
                     Ok(RawHardest { value, index, second: RawBuf::NULL })
                 };
                 let (rows, cols, positive) = (hardest(n)?, hardest(m)?, RawBuf::NULL);
-                let a = RawMine { x, y, normalization, groups: None, positive, rows, cols, workspace };
+                let a = RawMine {
+                    x,
+                    y,
+                    normalization,
+                    groups: None,
+                    positive,
+                    rows,
+                    cols,
+                    screen: RawBuf::NULL,
+                    workspace,
+                };
                 // SAFETY: as above.
                 Box::new(move || unsafe { raw::mine(kernels, stream, &a) })
             }

@@ -2,6 +2,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "params/mine_screen.h"
+
 // Which (row, column) are candidates. The pair of a row is the column of the same index.
 constexpr uint32_t kSelectNegatives = 0;  // all but the pair and, with groups, the own group
 constexpr uint32_t kSelectGroup = 1;      // the own group, the pair included if it belongs to it
@@ -25,6 +27,7 @@ struct MineParams {
     float* pos;                 // (min(n, m)), S[i, i]; null: not written
     uint32_t* row_parts;        // (planes, col_splits, n); kStatsKeys: (n) u64, 0 before
     uint32_t* col_parts;        // (planes, row_splits, m); kStatsKeys: (m) u64, 0 before
+    const ScreenState* screen;  // mine_f32: nothing is done unless this has failed; null: there was no screen
     int64_t ldx;                // elements
     int64_t ldy;                // elements
     uint32_t n;
@@ -38,7 +41,7 @@ struct MineParams {
     float eps;        // members of the relative set have s >= min(pmin) - eps
     float beta;       // kStatsSig only
 };
-static_assert(sizeof(MineParams) == 136, "keep in step with src/cuda/mine.rs");
+static_assert(sizeof(MineParams) == 144, "keep in step with src/cuda/mine.rs");
 
 struct MineMergeParams {
     const uint32_t* row_parts;  // as above, up to kStatsSecond
@@ -51,11 +54,15 @@ struct MineMergeParams {
     int32_t* col_index;   // (m)
     float* col_second;    // (m), or null
     int32_t* col_rank;    // (m), or null
+    const ScreenState* screen;  // if it has not failed, the keys are merged and not the parts; null: there was no screen
+    const uint32_t* row_keys;   // (n) u64, as kStatsKeys
+    const uint32_t* col_keys;   // (m) u64
+    uint32_t* report;           // (2), candidates of the screen and its outcome (kScreen*), or null
     uint32_t n;
     uint32_t m;
     uint32_t row_splits;
     uint32_t col_splits;
-    uint32_t stats;  // kStatsNone or kStatsSecond
+    uint32_t stats;  // up to kStatsSecond
     uint32_t pad_;
 };
-static_assert(sizeof(MineMergeParams) == 104, "keep in step with src/cuda/mine.rs");
+static_assert(sizeof(MineMergeParams) == 136, "keep in step with src/cuda/mine.rs");

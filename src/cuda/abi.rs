@@ -13,6 +13,7 @@ use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::memory_bank::BankPushParams;
 use super::mine::MineParams;
+use super::mine_screen::{ScreenBoundsParams, ScreenParams, ScreenRescoreParams, ScreenRowsParams};
 use super::mined_triplet::{self, MinedTripletParams, MinedTripletPart};
 use super::pairwise_conflict::{self, PairwiseConflictParams};
 use super::pairwise_custom_params::{
@@ -65,6 +66,10 @@ pub fn host_layout() -> Vec<u32> {
         GoalSmallParams::LAYOUT,
         MineParams::LAYOUT,
         MineMergeParams::LAYOUT,
+        ScreenRowsParams::LAYOUT,
+        ScreenBoundsParams::LAYOUT,
+        ScreenParams::LAYOUT,
+        ScreenRescoreParams::LAYOUT,
         CosineMatrixParams::LAYOUT,
         RanksParams::LAYOUT,
         TopKSide::LAYOUT,

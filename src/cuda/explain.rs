@@ -19,7 +19,7 @@ pub struct Reason {
     pub why: String,
 }
 
-fn reason(what: &'static str, value: impl ToString, why: impl Into<String>) -> Reason {
+pub(super) fn reason(what: &'static str, value: impl ToString, why: impl Into<String>) -> Reason {
     Reason { what, value: value.to_string(), why: why.into() }
 }
 

@@ -306,6 +306,7 @@ impl Step<'_> {
             pos: self.pos(),
             row_parts: self.parts()[0].at,
             col_parts: self.parts()[1].at,
+            screen: 0,
             ldx: x.row_stride as i64,
             ldy: y.row_stride as i64,
             n: self.a.x.rows as u32,

@@ -125,6 +125,7 @@ pub fn mine<T: Element>(
         positive: positive.raw(pairs),
         rows: rows.raw(),
         cols: cols.raw(),
+        screen: RawBuf::NULL,
         workspace: workspace.workspace(),
     };
     // SAFETY: the buffers live until the session has waited for the stream.

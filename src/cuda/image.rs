@@ -117,6 +117,21 @@ pub(crate) const IMAGES: &[Image] = &[
         ]
     ),
     hopper_image!("mine_hopper", ["mine_hopper_f16" => GROUP_SHARED_BYTES, "mine_hopper_bf16" => GROUP_SHARED_BYTES]),
+    image!(
+        "mine_screen",
+        [
+            "screen_rows_f16",
+            "screen_rows_bf16",
+            "screen_bounds",
+            "mine_screen_f16" => TILE_SHARED_BYTES,
+            "mine_screen_bf16" => TILE_SHARED_BYTES,
+            "screen_rescore",
+        ]
+    ),
+    hopper_image!(
+        "mine_screen_hopper",
+        ["mine_screen_hopper_f16" => GROUP_SHARED_BYTES, "mine_screen_hopper_bf16" => GROUP_SHARED_BYTES]
+    ),
     hopper_image!(
         "mine_small_hopper",
         [

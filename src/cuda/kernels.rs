@@ -40,7 +40,7 @@ struct Inner {
     /// What was compiled at run time.
     compiled: Mutex<Compiled>,
     /// See [`Kernels::force_scheme`].
-    forced: Mutex<Option<Scheme>>,
+    forced: Mutex<(Option<Scheme>, Option<bool>)>,
     // Last, so that the modules are unloaded while the context lives.
     context: Arc<CudaContext>,
 }
@@ -116,14 +116,20 @@ impl Kernels {
     /// What plans need to know of the context's device.
     #[doc(hidden)]
     pub fn plan_device(&self) -> PlanDevice {
-        let forced = *self.inner.forced.lock().unwrap_or_else(PoisonError::into_inner);
-        PlanDevice { forced, ..PlanDevice::of(self.device()) }
+        let (forced, screens) = *self.inner.forced.lock().unwrap_or_else(PoisonError::into_inner);
+        PlanDevice { forced, screens, ..PlanDevice::of(self.device()) }
     }
 
     /// Sweeps in this scheme from now on, where a kernel has it and the device runs it. For tests.
     #[doc(hidden)]
     pub fn force_scheme(&self, scheme: Option<Scheme>) {
-        *self.inner.forced.lock().unwrap_or_else(PoisonError::into_inner) = scheme;
+        self.inner.forced.lock().unwrap_or_else(PoisonError::into_inner).0 = scheme;
+    }
+
+    /// Mines f32 rows through a screen from now on, or does not, whatever their number. For tests.
+    #[doc(hidden)]
+    pub fn force_screen(&self, screens: Option<bool>) {
+        self.inner.forced.lock().unwrap_or_else(PoisonError::into_inner).1 = screens;
     }
 
     /// Refuses after a kernel fault in this context, and a stream of another context.

@@ -6,10 +6,11 @@ use super::descriptor::{Named, RawBuf, RawMat, check_disjoint, check_extent};
 use super::goal::DeviceGroups;
 use super::goal_plan::RawGroups;
 use super::kernels::Kernels;
+use super::mine_screen::{self, Behind, Screen, screen_words};
 use super::prepare::{Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
-use super::sweep::{MergeTo, Mining};
+use super::sweep::{MergeTo, Mining, Screened};
 pub(crate) use super::sweep::{MineParams, Select, Stats, collected, key_words, launch_sweep, sweep_plan};
 use super::tensor::{Binder, DeviceElement, DeviceMat};
 use super::workspace::Layout;
@@ -48,6 +49,8 @@ pub struct RawMine {
     pub rows: RawHardest,
     /// Anchors are the rows of `y`.
     pub cols: RawHardest,
+    /// 2 words u32, as [`DeviceMined::screen`], or [`RawBuf::NULL`].
+    pub screen: RawBuf,
     /// Bytes, at least [`mine_workspace_bytes`], aligned to [`WORKSPACE_ALIGN`](super::WORKSPACE_ALIGN).
     pub workspace: RawBuf,
 }
@@ -56,6 +59,8 @@ pub struct RawMine {
 struct Plan {
     prepare: Prepare,
     mining: Mining,
+    /// There is room for it wherever it is possible, so that the size does not depend on the device.
+    screen: Option<Screen>,
     bytes: usize,
 }
 
@@ -63,17 +68,24 @@ impl Plan {
     fn new([x, y]: [&RawMat; 2], normalization: Normalization, second: bool, any_layout: bool) -> Result<Self> {
         let mut layout = Layout::new(OP);
         let stats = if second { Stats::Second } else { Stats::None };
-        let zeroed = if second { 0 } else { key_words(x.rows, y.rows) };
+        let extents = [x.rows, y.rows];
+        let screened = !second && mine_screen::possible(x.dtype, extents, x.cols);
+        let zeroed = match (second, screened) {
+            (true, _) => 0,
+            (false, true) => screen_words(x.rows, y.rows),
+            (false, false) => key_words(x.rows, y.rows),
+        };
         let wants = Wants { any_layout, zeroed, ..Wants::default() };
         let prepare = Prepare::plan(&mut layout, OP, [&(*x).into(), &(*y).into()], normalization, &wants)?;
         let mining = Mining::plan(&mut layout, [x, y], Select::Negatives, stats)?;
-        Ok(Self { prepare, mining, bytes: layout.total() })
+        let screen = if screened { Some(Screen::plan(&mut layout, extents, x.cols, normalization)?) } else { None };
+        Ok(Self { prepare, mining, screen, bytes: layout.total() })
     }
 }
 
 /// Bytes of workspace that [`mine`] needs for `x` (`n × d`) and `y` (`m × d`) of type `dtype`, whatever the alignment of
 /// the operands; with `second`, if second-best values are asked for. Host arithmetic only. `O(n + m)` beside the padded or
-/// converted operands.
+/// converted operands, of which f32 has a second copy in 16 bits for the screen.
 ///
 /// # Errors
 /// [`Error::TooLarge`](crate::Error::TooLarge).
@@ -121,10 +133,11 @@ fn check_arguments(a: &RawMine) -> Result<Plan> {
     let positive = check_optional::<f32>(OP, "positive", a.positive, n.min(m))?;
     let rows = check_hardest(&a.rows, ["rows.value", "rows.index", "rows.second"], n)?;
     let cols = check_hardest(&a.cols, ["cols.value", "cols.index", "cols.second"], m)?;
+    let screen = check_optional::<u32>(OP, "screen", a.screen, 2)?;
     let second = a.rows.second != RawBuf::NULL || a.cols.second != RawBuf::NULL;
     let plan = Plan::new([&a.x, &a.y], a.normalization, second, false)?;
     let workspace = ("workspace", a.workspace.check_workspace(OP, plan.bytes)?);
-    let outputs: Vec<Named> = [&[positive][..], &rows, &cols, &[workspace]].concat();
+    let outputs: Vec<Named> = [&[positive][..], &rows, &cols, &[screen, workspace]].concat();
     check_disjoint(OP, &outputs, &[x, y, row_groups, col_groups])?;
     Ok(plan)
 }
@@ -144,21 +157,24 @@ pub unsafe fn mine_raw(kernels: &Kernels, stream: &CudaStream, a: &RawMine) -> R
     let operands = [plan.prepare.x(base), plan.prepare.y(base)];
     let groups = a.groups.map_or([0; 2], |g| [g.rows.ptr, g.cols.ptr]);
     let to = |h: &RawHardest| MergeTo { value: h.value.ptr, index: h.index.ptr, second: h.second.ptr, rank: 0 };
+    let (to, words) = ([to(&a.rows), to(&a.cols)], plan.prepare.zeroed(base));
+    let (pos, report) = (a.positive.ptr, a.screen.ptr);
+    let (screens, _) = mine_screen::screens(&kernels.plan_device(), a.x.dtype, [a.x.rows, a.y.rows], a.x.cols);
     let _scope = Scope::enter(OP, stream.context())?;
     // SAFETY: the extents were checked, the regions of the workspace are disjoint, the pointers are valid by the
     // caller's promise.
     unsafe {
         plan.prepare.launch(kernels, stream, base)?;
-        plan.mining.launch(
-            kernels,
-            stream,
-            base,
-            plan.prepare.zeroed(base),
-            operands,
-            groups,
-            a.positive.ptr,
-            [to(&a.rows), to(&a.cols)],
-        )
+        match &plan.screen {
+            Some(screen) if screens => {
+                let behind = Behind { mining: &plan.mining, operands, groups, pos, to, report };
+                screen.launch(kernels, stream, base, words, &behind)
+            }
+            _ => {
+                let without = Screened { report, ..Screened::default() };
+                plan.mining.launch(kernels, stream, base, words, operands, groups, pos, to, without)
+            }
+        }
     }
 }
 
@@ -191,6 +207,9 @@ pub struct DeviceMined<'a> {
     pub rows: DeviceHardest<'a>,
     /// Anchors are the rows of `y`.
     pub cols: DeviceHardest<'a>,
+    /// 2 elements, if wanted: how many pairs were looked at again in f32, and a [`ScreenOutcome`](super::ScreenOutcome).
+    /// Not written where there is neither a row nor a column.
+    pub screen: Option<CudaViewMut<'a, u32>>,
 }
 
 /// Hardest negatives of every row of `x` (`n × d`) among the rows of `y` (`m × d`) and the other way round (eq. 3), and
@@ -199,8 +218,14 @@ pub struct DeviceMined<'a> {
 /// Pair `(i, i)` and, with groups, rows and columns of the same group are no negatives of each other. NaN counts as the
 /// largest value; the lowest index wins ties; an anchor without a negative gets −∞ and [`NONE`](crate::NONE). `workspace`
 /// has [`mine_workspace_bytes`] bytes, whose contents do not matter before and mean nothing after. Enqueues at most 3
-/// kernels; memory `O(n + m)`, the similarities are never stored; allocates nothing, does not synchronise; can be captured.
-/// Bitwise the same from run to run and on every device of one architecture.
+/// kernels, 8 with a screen; memory `O(n + m)`, the similarities are never stored; allocates nothing, does not synchronise;
+/// can be captured. Bitwise the same from run to run and on every device of one architecture.
+///
+/// From 2³¹ operations on, f32 rows go through a screen on devices of 8.0, 9.0 and 10.x, unless second-best values are
+/// asked for: similarities of the rows rounded to 16 bits, on tensor cores, with a bound on how far each can be off the one
+/// in f32, exclude nearly all pairs, and the others are looked at again in f32. Values, indices and the pairs' similarities
+/// are those without it, whatever the input: where a row is not finite or too many pairs remain, the device does everything
+/// in f32 by itself. [`DeviceMined::screen`] reports it.
 ///
 /// # Errors
 /// [`Error::EmptyDim`](crate::Error::EmptyDim), [`Error::ShapeMismatch`](crate::Error::ShapeMismatch),
@@ -228,6 +253,10 @@ pub fn mine<T: DeviceElement>(
         hardest(&bind, ["rows.value", "rows.index", "rows.second"], &mut out.rows)?,
         hardest(&bind, ["cols.value", "cols.index", "cols.second"], &mut out.cols)?,
     ];
+    let (screen, _screen) = match &mut out.screen {
+        None => (RawBuf::NULL, None),
+        Some(view) => bind.buf_mut("screen", view).map(|(buf, guard)| (buf, Some(guard)))?,
+    };
     let (workspace, _workspace) = bind.buf_mut("workspace", workspace)?;
     scope.check()?;
     let args = RawMine {
@@ -238,6 +267,7 @@ pub fn mine<T: DeviceElement>(
         positive,
         rows,
         cols,
+        screen,
         workspace,
     };
     // SAFETY: the views are borrowed, and their guards make other streams wait for the kernels.

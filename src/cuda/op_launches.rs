@@ -3,15 +3,17 @@
 
 use super::cosine_matrix::{COSINE_MATRIX, cosine_matrix_workspace_bytes};
 use super::descriptor::{RawBatch, RawMat};
+use super::explain::reason;
 use super::gather;
 use super::goal::THREADS;
 use super::goal_params::stats_of;
 use super::goal_plan::{KEYS, TICKETS, blocks, goal_step_workspace_bytes};
 use super::goal_small;
 use super::mine::mine_workspace_bytes;
+use super::mine_screen::{self, SCREEN, screen_words};
 use super::op_plan::{Arithmetic, Floor, Plan, PlannedLaunch};
 use super::plan::{PlanDevice, Scheme, Splits, SweepKernel, SweepPlan, SweepShape, TILE, tiles};
-use super::prepare::{BLOCK, Prepare, Wants, by_dtype};
+use super::prepare::{BLOCK, Prepare, Wants, by_dtype, row_blocks};
 use super::ranks::{RANKS, ranks_workspace_bytes};
 use super::row_norms::gradient_kernel;
 use super::sweep::{MINE, MINE_STATS, Select, Stats, collected, key_words, sweep_plan_on};
@@ -206,6 +208,28 @@ impl Inputs {
         (launch, left)
     }
 
+    /// The kernels of a screen in front of mining: of normalised rows, of which nearly all lines have one pair that is looked at
+    /// again.
+    fn screened(&self, launches: &mut Vec<PlannedLaunch>) {
+        let rounded = Self { dtype: mine_screen::screen_dtype(Normalization::L2), ..*self };
+        let row_bytes = 2.0 * self.d.next_multiple_of(8) as f64 * self.lines();
+        let grid = (row_blocks(self.n + self.m), 1, 1);
+        let rows = [self.operands(), row_bytes + 8.0 * self.lines()];
+        launches.push(self.simple("screen_rows_f16", grid, BLOCK, rows));
+        let (sweep, kernel, left) = rounded.mining(Select::Negatives, Stats::None);
+        launches.push(rounded.sweep(kernel, sweep, false, [left.read, left.bytes]));
+        let blocks = mine_screen::bounds_blocks(self.n, self.m);
+        let bounds = [left.bytes + 8.0 * self.lines(), f64::from(4 * 256 * blocks)];
+        launches.push(self.simple("screen_bounds", (blocks, 1, 1), BLOCK, bounds));
+        let sweep = mine_screen::screen_plan_on(self.device, rounded.shape());
+        let kernel = SCREEN.name(rounded.dtype, sweep.scheme);
+        let list = 8.0 * self.lines();
+        launches.push(rounded.sweep(kernel, sweep, false, [bounds[1], list]));
+        let pairs = 4.0 * self.n.min(self.m) as f64;
+        let keys = 8.0 * self.lines();
+        launches.push(self.simple("screen_rescore", grid, BLOCK, [self.operands() + list + keys, keys + pairs]));
+    }
+
     /// `mine_merge`: from what a sweep has left to as many bytes per line.
     fn merge(&self, left: Left, bytes: f64) -> PlannedLaunch {
         let blocks = (self.n + self.m).div_ceil(MERGE_BLOCK as usize) as u32;
@@ -214,7 +238,7 @@ impl Inputs {
 
     pub(super) fn plan(self, launches: Vec<PlannedLaunch>, workspace_bytes: usize, floor: Floor) -> Plan {
         let Self { op, batch, n, m, d, dtype, device } = self;
-        Plan { op, batch, n, m, d, dtype, device, launches, workspace_bytes, floor }
+        Plan { op, batch, n, m, d, dtype, device, launches, choices: Vec::new(), workspace_bytes, floor }
     }
 
     /// The least for `products` products in 16 bits, `exact` in f32, and so many bytes of results.
@@ -275,16 +299,31 @@ impl Plan {
     pub fn mine(n: usize, m: usize, d: usize, dtype: DType, device: PlanDevice) -> Result<Self> {
         let inputs = Inputs::new("mine", [n, m, d], dtype, device)?;
         let workspace = mine_workspace_bytes(n, m, d, dtype, Normalization::L2, false)?;
-        let prepare = inputs.prepare(Wants { zeroed: key_words(n, m), ..Wants::default() })?;
+        let possible = mine_screen::possible(dtype, [n, m], d);
+        let zeroed = if possible { screen_words(n, m) } else { key_words(n, m) };
+        let prepare = inputs.prepare(Wants { zeroed, ..Wants::default() })?;
+        let (screens, why) = mine_screen::screens(&device, dtype, [n, m], d);
         let mut launches = Vec::new();
         if n + m > 0 {
             inputs.prepared(&mut launches, &prepare);
             let (sweep, kernel, left) = inputs.mining(Select::Negatives, Stats::None);
-            launches.push(inputs.sweep(kernel, sweep, prepare.scaled(), [left.read, left.bytes]));
-            launches.push(inputs.merge(left, 8.0));
+            if screens {
+                inputs.screened(&mut launches);
+                // Nothing, unless the screen fails.
+                let unused = inputs.simple(kernel, sweep.grid, sweep.threads, [0.0; 2]);
+                launches.push(PlannedLaunch { shared_bytes: sweep.shared_bytes, ..unused });
+                launches.push(inputs.merge(Left { bytes: 8.0 * inputs.lines(), read: 0.0 }, 8.0));
+            } else {
+                launches.push(inputs.sweep(kernel, sweep, prepare.scaled(), [left.read, left.bytes]));
+                launches.push(inputs.merge(left, 8.0));
+            }
         }
         let floor = inputs.floor(SCREENED, WHY_MINED, 8.0 * inputs.lines(), 2);
-        Ok(inputs.plan(launches, workspace, floor))
+        let mut plan = inputs.plan(launches, workspace, floor);
+        if dtype == DType::F32 {
+            plan.choices.push(reason("screen", if screens { "yes" } else { "no" }, why));
+        }
+        Ok(plan)
     }
 
     /// Of [`mine_top_k`](super::mine_top_k()) without a memory bank. Of `options` `k`, `skip` and the pick matter.

@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use super::explain::Reason;
 use super::plan::{PlanDevice, Scheme, SweepPlan};
 use crate::dtype::DType;
 
@@ -138,6 +139,8 @@ pub struct Plan {
     pub device: PlanDevice,
     /// The kernels in their order.
     pub launches: Vec<PlannedLaunch>,
+    /// What was chosen for the operation as a whole, and why.
+    pub choices: Vec<Reason>,
     /// Bytes of workspace, whatever the alignment of the inputs.
     pub workspace_bytes: usize,
     /// The least that there is to do.
@@ -209,6 +212,9 @@ impl Plan {
         // Writing to a string does not fail.
         let _ = writeln!(text, "for {}", self.device.describe());
         let _ = writeln!(text, "{} launches, {} of workspace", self.launches.len(), bytes(self.workspace_bytes as f64));
+        for Reason { what, value, why } in &self.choices {
+            let _ = writeln!(text, "{what}: {value}, {why}");
+        }
         let (mut rest, mut explained) = (&self.launches[..], None);
         while !rest.is_empty() {
             // Waves repeat the same few launches.

@@ -168,6 +168,7 @@ impl Step<'_> {
             pos: t.pos,
             row_parts: self.at(plan.row_parts),
             col_parts: self.at(plan.other_parts),
+            screen: 0,
             ldx: t.ldx,
             ldy: t.ldy,
             n: t.n,

@@ -149,6 +149,8 @@ pub enum SweepKernel {
     CosineMatrix,
     /// `mine` and `mine_stats`.
     Mine,
+    /// `mine_screen`.
+    MineScreen,
     /// `mine_top_k`.
     TopK,
     /// `ranks`, and `positive_ranks_count`.
@@ -165,6 +167,7 @@ impl SweepKernel {
         match self {
             Self::CosineMatrix => "cosine_matrix",
             Self::Mine => "mine",
+            Self::MineScreen => "mine_screen",
             Self::TopK => "mine_top_k",
             Self::Ranks => "ranks",
             Self::PairwiseStats => "pairwise_stats",
@@ -179,14 +182,14 @@ impl SweepKernel {
                 &[Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall]
             }
             Self::TopK => &[Scheme::WarpMma, Scheme::GroupMmaSmall],
-            // One layout of tiles for both, which pass tiles to each other.
-            Self::PairwiseStats | Self::PairwiseWeights => &[Scheme::WarpMma, Scheme::GroupMma],
+            // Not for small batches; and one layout of tiles for the other two, which pass tiles to each other.
+            Self::MineScreen | Self::PairwiseStats | Self::PairwiseWeights => &[Scheme::WarpMma, Scheme::GroupMma],
         }
     }
 
     /// Whether its epilogue leaves registers for tiles of 256 columns.
     const fn is_light(self) -> bool {
-        matches!(self, Self::Mine | Self::CosineMatrix)
+        matches!(self, Self::Mine | Self::MineScreen | Self::CosineMatrix)
     }
 
     fn has(self, scheme: Scheme) -> bool {
@@ -208,15 +211,24 @@ pub struct PlanDevice {
     /// Takes the place of the choice, where the kernel has this scheme and the device runs it. For tests.
     #[doc(hidden)]
     pub forced: Option<Scheme>,
+    /// Takes the place of the choice whether f32 rows are mined through a screen, where that is possible. For tests.
+    #[doc(hidden)]
+    pub screens: Option<bool>,
 }
 
 impl PlanDevice {
     /// An H200, with everything built.
-    pub const H200: Self =
-        Self { compute_capability: (9, 0), multiprocessors: 132, group_code: true, l2_bytes: 60_000_000, forced: None };
+    pub const H200: Self = Self {
+        compute_capability: (9, 0),
+        multiprocessors: 132,
+        group_code: true,
+        l2_bytes: 60_000_000,
+        forced: None,
+        screens: None,
+    };
     /// An A100.
     pub const A100: Self =
-        Self { compute_capability: (8, 0), multiprocessors: 108, group_code: true, l2_bytes: 40_000_000, forced: None };
+        Self { compute_capability: (8, 0), multiprocessors: 108, l2_bytes: 40_000_000, ..Self::H200 };
 
     /// The device with these facts, and what this build has for it.
     pub fn of(facts: &DeviceFacts) -> Self {

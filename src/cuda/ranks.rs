@@ -12,7 +12,7 @@ use super::plan::{Splits, SweepKernel, SweepShape};
 use super::prepare::{Operand, Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
-use super::sweep::{MergeTo, Mining, Select, Stats, key_words};
+use super::sweep::{MergeTo, Mining, Screened, Select, Stats, key_words};
 use super::tensor::{Binder, DeviceElement, DeviceMat};
 use super::tile_kernel::{TileKernel, launch_tiles, tile_plan};
 use super::workspace::{Layout, Region};
@@ -213,7 +213,17 @@ pub unsafe fn ranks_raw(kernels: &Kernels, stream: &CudaStream, a: &RawRanks) ->
     // caller's promise.
     unsafe {
         plan.prepare.launch(kernels, stream, base)?;
-        plan.positives.launch(kernels, stream, base, plan.prepare.zeroed(base), operands, groups, 0, to)?;
+        plan.positives.launch(
+            kernels,
+            stream,
+            base,
+            plan.prepare.zeroed(base),
+            operands,
+            groups,
+            0,
+            to,
+            Screened::default(),
+        )?;
         if a.x.rows == 0 || a.y.rows == 0 {
             return Ok(());
         }

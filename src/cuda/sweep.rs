@@ -18,7 +18,7 @@ const MERGE_BLOCK: u32 = 256;
 
 params! {
     /// Twin of the struct in `kernels/params/mine.h`.
-    MineParams: 136 {
+    MineParams: 144 {
         x: u64,
         y: u64,
         inv_x: u64,
@@ -29,6 +29,7 @@ params! {
         pos: u64,
         row_parts: u64,
         col_parts: u64,
+        screen: u64,
         ldx: i64,
         ldy: i64,
         n: u32,
@@ -46,7 +47,7 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/mine.h`.
-    MineMergeParams: 104 {
+    MineMergeParams: 136 {
         row_parts: u64,
         col_parts: u64,
         row_value: u64,
@@ -57,6 +58,10 @@ params! {
         col_index: u64,
         col_second: u64,
         col_rank: u64,
+        screen: u64,
+        row_keys: u64,
+        col_keys: u64,
+        report: u64,
         n: u32,
         m: u32,
         row_splits: u32,
@@ -195,6 +200,16 @@ pub(crate) struct MergeTo {
     pub rank: u64,
 }
 
+/// What a screen in front of the sweep hands over, and where the merge reports it: device addresses, 0 without.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Screened {
+    pub state: u64,
+    /// Of the rows and of the columns, where the screen has not failed.
+    pub keys: [u64; 2],
+    /// Two words.
+    pub report: u64,
+}
+
 /// A sweep followed by a merge: its shape, and its partial results in the workspace.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mining {
@@ -255,6 +270,7 @@ impl Mining {
             pos,
             row_parts: parts[0],
             col_parts: parts[1],
+            screen: 0,
             ldx: x.row_stride as i64,
             ldy: y.row_stride as i64,
             n: self.n as u32,
@@ -274,8 +290,8 @@ impl Mining {
         &self,
         splits: Splits,
         (stats, parts): (Stats, [u64; 2]),
-        rows: MergeTo,
-        cols: MergeTo,
+        [rows, cols]: [MergeTo; 2],
+        screened: Screened,
     ) -> MineMergeParams {
         MineMergeParams {
             row_parts: parts[0],
@@ -288,6 +304,10 @@ impl Mining {
             col_index: cols.index,
             col_second: cols.second,
             col_rank: cols.rank,
+            screen: screened.state,
+            row_keys: screened.keys[0],
+            col_keys: screened.keys[1],
+            report: screened.report,
             n: self.n as u32,
             m: self.m as u32,
             row_splits: splits.rows as u32,
@@ -297,8 +317,31 @@ impl Mining {
         }
     }
 
+    /// Enqueues the sweep alone, over matrices of type `dtype` that stand for the plan's. Returns what it leaves for a merge:
+    /// its splits, what it collects, and where.
+    ///
+    /// # Safety
+    /// As [`Self::launch`].
+    pub(crate) unsafe fn launch_maxima(
+        &self,
+        kernels: &Kernels,
+        stream: &CudaStream,
+        base: u64,
+        keys: u64,
+        (dtype, operands): (DType, [Operand; 2]),
+        groups: [u64; 2],
+    ) -> Result<(Splits, Stats, [u64; 2])> {
+        let plan = sweep_plan(kernels, dtype, self.select, [self.n, self.m], self.d);
+        let parts = self.parts(&plan, base, keys);
+        let sweep = self.sweep(plan.splits, parts, operands, groups, 0);
+        // SAFETY: by the caller's promise.
+        unsafe { launch_sweep(kernels, stream, dtype, &sweep)? };
+        Ok((plan.splits, parts.0, parts.1))
+    }
+
     /// Enqueues the sweep and the merge; `groups` and `pos` are device addresses or 0, `keys` that of [`key_words`] cleared
-    /// words if the plan is for [`Stats::None`]. Does nothing without a row.
+    /// words if the plan is for [`Stats::None`]. Behind a screen, the sweep does nothing unless that has failed. Does nothing
+    /// without a row.
     ///
     /// # Safety
     /// The operands, groups, `pos` and outputs are valid on the stream's device for the plan's extents, and `base` is a
@@ -313,17 +356,18 @@ impl Mining {
         operands: [Operand; 2],
         groups: [u64; 2],
         pos: u64,
-        [rows, cols]: [MergeTo; 2],
+        to: [MergeTo; 2],
+        screened: Screened,
     ) -> Result<()> {
         if self.n == 0 && self.m == 0 {
             return Ok(());
         }
         let plan = sweep_plan(kernels, self.dtype, self.select, [self.n, self.m], self.d);
         let parts = self.parts(&plan, base, keys);
-        let sweep = self.sweep(plan.splits, parts, operands, groups, pos);
+        let sweep = MineParams { screen: screened.state, ..self.sweep(plan.splits, parts, operands, groups, pos) };
         // Two extents of less than 2^31 make less than 2^24 blocks.
         let blocks = (self.n + self.m).div_ceil(MERGE_BLOCK as usize) as u32;
-        let merge = self.merge(plan.splits, parts, rows, cols);
+        let merge = self.merge(plan.splits, parts, to, screened);
         // SAFETY: all addresses are valid for the plan's extents, by the caller's promise.
         unsafe {
             launch_sweep(kernels, stream, self.dtype, &sweep)?;

@@ -11,7 +11,7 @@ use super::plan::{MAX_SPLITS, Splits, SweepKernel, SweepShape};
 use super::prepare::{Operand, Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
-use super::sweep::{MergeTo, Mining, Select, Stats, key_words};
+use super::sweep::{MergeTo, Mining, Screened, Select, Stats, key_words};
 use super::tile_kernel::{TileKernel, launch_tiles, tile_plan};
 use super::top_k_params::{
     ENTRY_BYTES, MERGED, PLANES, TopKMergeParams, TopKParams, TopKSide, margin_code, parts, pick_code,
@@ -399,6 +399,7 @@ pub(super) unsafe fn enqueue(kernels: &Kernels, stream: &CudaStream, a: &RawTopK
             [0; 2],
             a.positive.ptr,
             nowhere,
+            Screened::default(),
         )?;
         launch_tiles(kernels, stream, &MINE_TOP_K, &tiles(&sweep), operands, &sweep)?;
         if let (Some(bank), Some(prepare)) = (&a.bank, &plan.bank) {
