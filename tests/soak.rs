@@ -111,7 +111,11 @@ fn two_hundred_steps_on_cuda() {
         return;
     };
     let Backend::Cuda(cuda) = backend else { panic!("not CUDA") };
-    let free = || cuda.stream().context().mem_get_info().expect("the driver's figures").0;
+    let free = || {
+        // Memory is freed in the order of the stream.
+        cuda.stream().synchronize().expect("the stream");
+        cuda.stream().context().mem_get_info().expect("the driver's figures").0
+    };
     let (before, after) = soak(backend, 200, 100, free);
     assert_eq!(before, after, "free bytes on the device before and after 100 steps");
 }

@@ -29,9 +29,6 @@ pub(crate) const GROUP_COLS: usize = 256;
 pub(crate) const SMALL_COLS: usize = 64;
 /// Blocks of a cluster, along the rows: each brings half of the columns' operand for both.
 pub(crate) const GROUP_CLUSTER: usize = 2;
-/// Rows, and columns, of what a cluster makes at a time.
-const UNIT: usize = GROUP_ROWS * GROUP_CLUSTER;
-const _: () = assert!(UNIT == GROUP_COLS);
 /// Two warpgroups that multiply and one that loads.
 pub(crate) const GROUP_BLOCK: u32 = 384;
 const GROUP_STAGES: u32 = 4;
@@ -95,10 +92,11 @@ impl Splits {
         Self { rows: parts(n.div_ceil(GROUP_ROWS)), cols: parts(m.div_ceil(SMALL_COLS)) }
     }
 
-    /// For it in units of 256 × 256: the fewest parts of all deals that finish first on [`PLANNED_MULTIPROCESSORS`], a unit
-    /// taking the same time everywhere; of those the one with most parts of rows, since each reads all columns.
-    fn group(n: usize, m: usize) -> Self {
-        let (rows, cols) = (n.div_ceil(UNIT).max(1), m.div_ceil(UNIT).max(1));
+    /// For it in units of 256 rows and the columns of a step: the fewest parts of all deals that finish first on
+    /// [`PLANNED_MULTIPROCESSORS`], a unit taking the same time everywhere; of those the one with most parts of rows, since
+    /// each reads all columns.
+    fn group(n: usize, m: usize, step_cols: usize) -> Self {
+        let (rows, cols) = (n.div_ceil(GROUP_ROWS * GROUP_CLUSTER).max(1), m.div_ceil(step_cols).max(1));
         let at_once = PLANNED_MULTIPROCESSORS / GROUP_CLUSTER;
         let mut best = (usize::MAX, usize::MAX, Self { rows: GROUP_CLUSTER, cols: 1 });
         for r in (1..=rows.min(MAX_ROW_UNIT_PARTS)).rev() {
@@ -115,7 +113,7 @@ impl Splits {
 
     /// At least as many of both as any scheme has: what a workspace must have room for that any device may use.
     pub fn room(n: usize, m: usize) -> Self {
-        [Self::new(n, m), Self::small(n, m), Self::group(n, m)]
+        [Self::new(n, m), Self::small(n, m), Self::group(n, m, GROUP_COLS), Self::group(n, m, HEAVY_COLS)]
             .iter()
             .fold(Self { rows: 1, cols: 1 }, |a, b| Self { rows: a.rows.max(b.rows), cols: a.cols.max(b.cols) })
     }
@@ -351,7 +349,7 @@ impl SweepPlan {
         } else {
             let splits = match scheme {
                 Scheme::WarpMma => Splits::new(n, m),
-                Scheme::GroupMma => Splits::group(n, m),
+                Scheme::GroupMma => Splits::group(n, m, tile_cols),
                 Scheme::GroupMmaSmall => Splits::small(n, m),
             };
             (splits, (splits.cols as u32, splits.rows as u32, 1))
@@ -393,7 +391,7 @@ mod tests {
     #[test]
     fn empty_extents_have_one_part_so_that_the_other_direction_is_written() {
         assert_eq!(Splits::new(0, 129), Splits { rows: 1, cols: 2 });
-        assert_eq!(Splits::group(0, 257), Splits { rows: 2, cols: 2 });
+        assert_eq!(Splits::group(0, 257, 256), Splits { rows: 2, cols: 2 });
         assert_eq!(Splits::small(0, 65), Splits { rows: 1, cols: 2 });
     }
 
