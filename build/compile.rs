@@ -107,7 +107,7 @@ impl Job<'_> {
     }
 
     /// A kernel file and all that it includes with quotes, directly or not, by name: contents of each once. Conditions are not
-    /// looked at, so that it is rather one file more; all includes are relative to `kernels`, which nvcc is told.
+    /// looked at, so that it is rather one file more.
     fn sources(&self, file: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>, String> {
         let (mut found, mut queue) = (BTreeMap::new(), vec![file.to_path_buf()]);
         while let Some(file) = queue.pop() {
@@ -115,13 +115,15 @@ impl Job<'_> {
                 continue;
             }
             let text = fs::read(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+            let beside = file.parent().unwrap_or(&self.package).to_path_buf();
             let included = text.split(|&b| b == b'\n').filter_map(|line| {
                 let name = std::str::from_utf8(line).ok()?.trim_start().strip_prefix('#')?.trim_start();
                 let name = name.strip_prefix("include")?.trim_start().strip_prefix('"')?;
-                Some(self.package.join("kernels").join(name.split('"').next()?))
+                name.split('"').next()
             });
-            // What is not there nvcc will miss as well.
-            queue.extend(included.filter(|file| file.is_file()));
+            // Where nvcc looks, in its order. What is in neither place it will miss as well.
+            let dirs = [beside, self.package.join("kernels")];
+            queue.extend(included.filter_map(|name| dirs.iter().map(|dir| dir.join(name)).find(|file| file.is_file())));
             found.insert(file, text);
         }
         Ok(found)

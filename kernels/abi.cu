@@ -138,7 +138,7 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
     {
         using S = ScreenBoundsParams;
         w.put(sizeof(S));
-        F(row_parts) F(col_parts) F(norm) F(error) F(row_bound) F(col_bound) F(state) F(n) F(m) F(d) F(row_splits)
+        F(row_parts) F(col_parts) F(norm) F(error) F(row_bound) F(col_bound) F(row_keys) F(col_keys) F(state) F(n) F(m) F(d) F(row_splits)
         F(col_splits) F(stats)
     }
     {
@@ -150,7 +150,7 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
     {
         using S = ScreenRescoreParams;
         w.put(sizeof(S));
-        F(x) F(y) F(list) F(state) F(row_keys) F(col_keys) F(pos) F(ldx) F(ldy) F(n) F(m) F(d) F(capacity)
+        F(x) F(y) F(list) F(state) F(row_keys) F(col_keys) F(pos) F(ldx) F(ldy) F(n) F(m) F(d) F(pad_)
     }
     {
         using S = CosineMatrixParams;

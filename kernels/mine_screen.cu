@@ -4,7 +4,7 @@
 //   x~, y~ = x, y rounded to T,  S~ = x~ . y~ on tensor cores,  S = x . y as mine_f32 adds it up
 //   |S~[i, j] - S[i, j]| <= D_ij = e_i N_j + N_i h_j + K N_i N_j
 //     e_i >= ||x_i - x~_i||, h_j >= ||y_j - y~_j||, N >= norms of the rows before and after; all measured
-//     K = (2 d + 64) 2^-23, more than both sums of d products can be off, each addition by 2^-23 of the norms' product
+//     K = (2 d + 64) 2^-23, more than both sums of d products can be off: docs/kernels.md
 //   With D_i = e_i max N_j + N_i max h_j + K N_i max N_j: whatever is largest in row i of S is in row i of S~ at least
 //   max_j S~[i, j] - 2 D_i, and so is all that equals it. Columns likewise.
 //
@@ -17,13 +17,14 @@
 //   screen_rescore      S of those and of the pairs in f32; 64-bit keys of rows and columns (common/mining.cuh)
 //   mine_f32                 only where a row was not fit for this or the list too short: everything, as if nothing had been
 //   mine_merge               from whichever it was
+// A zero row's similarities are all 0, and its maximum is the one of the rounded rows.
 // Sums of squares that underflow are covered by 2^-60 on top of every norm, and products by 2^-96 on top of D.
 //
 // Launch  rows: grid = min(ceil((n + m) / 8), 1024), block = 256; bounds: ceil((n + m, both padded) / 256), block = 256;
 //         mine_screen_<T>: as mine_<T>; rescore: a number of blocks by the shape, block = 256.
 // Bound   tensor cores: twice 2 n m d. Written: rounded rows, 8 bytes per candidate.
-// Order   the list has any order; what is made of it is a maximum of integer keys. Identical bits between runs, streams and
-//         devices, and those of mine_f32.
+// Order   the list has any order; what is made of it is a maximum of integer keys. The result has identical bits between
+//         runs, streams and devices, and those of mine_f32; the number of candidates between runs and streams.
 // Needs   sm_80.
 #include "common/tile.cuh"
 #include "common/mine_screen.cuh"
@@ -49,6 +50,7 @@ __device__ __forceinline__ void screen_rows(const ScreenRowsParams& p) {
         const float* from = of_y ? p.y + (at - p.n) * p.ldy : p.x + at * p.ldx;                               // (d)
         T* to = of_y ? static_cast<T*>(p.y_screen) + (at - p.n) * p.ld : static_cast<T*>(p.x_screen) + at * p.ld;  // (ld)
         float squares = 0.0f, lost = 0.0f;
+        bool zero = true;  // not to be seen from squares, which underflow
         for (uint32_t col = lane_id() * 8; col < p.ld; col += 32 * 8) {
             Packed<T> packed;
 #pragma unroll
@@ -60,6 +62,7 @@ __device__ __forceinline__ void screen_rows(const ScreenRowsParams& p) {
                     const T rounded = from_f32<T>(v[i]);
                     const float rest = v[i] - to_f32(rounded);
                     packed.lanes[4 * half + i] = rounded;
+                    zero &= v[i] == 0.0f;
                     squares = fmaf(v[i], v[i], squares);
                     lost = fmaf(rest, rest, lost);
                 }
@@ -68,7 +71,8 @@ __device__ __forceinline__ void screen_rows(const ScreenRowsParams& p) {
         }
         const float error = fmaf(sqrtf(warp_sum(lost)), kSumSlack, kNormFloor);
         const float norm = fmaf(sqrtf(warp_sum(squares)), kSumSlack, kNormFloor) + error;
-        if (lane_id() == 0) p.norm[at] = norm, p.error[at] = error;
+        zero = __all_sync(kFullWarp, zero);
+        if (lane_id() == 0) p.norm[at] = zero ? 0.0f : norm, p.error[at] = zero ? 0.0f : error;
         fit &= norm < kNormLimit;  // not if NaN
         most[of_y] = fmaxf(most[of_y], norm);
         most[2 + of_y] = fmaxf(most[2 + of_y], error);
@@ -109,10 +113,14 @@ extern "C" __global__ void __launch_bounds__(256) screen_bounds(const __grid_con
         const float norm = p.norm[of_y ? p.n + at : at], error = p.error[of_y ? p.n + at : at];
         const float other_norm = __uint_as_float(p.state->norm[!of_y]);
         const float other_error = __uint_as_float(p.state->error[!of_y]);
-        // The constant is twice what the sums need, and so covers the roundings here.
+        // At the most features the constant is a fifth more than the sums need, else more: it covers the roundings here.
         const float sums = float(2 * p.d + 64) * 0x1p-23f;
         const float off = fmaf(error, other_norm, fmaf(norm, other_error, fmaf(sums * norm, other_norm, kProductFloor)));
-        if (best.index >= 0) {
+        if (best.index >= 0 && norm == 0.0f) {
+            // All similarities of a zero row are 0, on either way: the lowest candidate is the maximum, and need not be
+            // looked for among all.
+            (of_y ? p.col_keys : p.row_keys)[at] = mining_key(best.value, uint32_t(best.index));
+        } else if (best.index >= 0) {
             bound = best.value - 2.0f * off;
             if (!(fabsf(bound) < pos_infinity())) atomicOr(&p.state->unfit, 1u);
         }

@@ -205,7 +205,7 @@ fn compile_skips_unchanged_kernels_and_reports_every_failure() {
     write(&package.join("kernels/a.cu"), "a");
     let b = |version| format!("#include \"common/c.cuh\"\n// {version}");
     write(&package.join("kernels/b.cu"), &b(1));
-    write(&package.join("kernels/common/c.cuh"), "  # include \"common/d.cuh\"  // and itself:\n#include \"common/c.cuh\"");
+    write(&package.join("kernels/common/c.cuh"), "  # include \"common/d.cuh\"  // and itself:\n#include \"c.cuh\"");
     write(&package.join("kernels/common/d.cuh"), "#include <d>\n#include \"common/missing.cuh\"");
     write(&package.join("kernels/common/e.cuh"), "");
     write(&package.join("kernels/common/not_a_kernel.cu"), "");

@@ -33,7 +33,7 @@ struct ScreenRowsParams {
     const float* y;      // (m, d), row stride ldy; the same
     void* x_screen;      // (n, ld) T, the last elements of a row zeros
     void* y_screen;      // (m, ld) T
-    float* norm;         // (n + m), not less than the norm of the row and of what it was rounded to
+    float* norm;         // (n + m), not less than the norm of the row and of what it was rounded to; 0 of a zero row alone
     float* error;        // (n + m), not less than the norm of their difference
     ScreenState* state;
     int64_t ldx;
@@ -53,6 +53,8 @@ struct ScreenBoundsParams {
     const float* error;         // (n + m)
     float* row_bound;           // (n, padded), similarities of the rounded rows below it are no maximum
     float* col_bound;           // (m, padded)
+    uint64_t* row_keys;         // (n), written for zero rows alone
+    uint64_t* col_keys;         // (m), likewise
     ScreenState* state;
     uint32_t n;
     uint32_t m;
@@ -61,7 +63,7 @@ struct ScreenBoundsParams {
     uint32_t col_splits;
     uint32_t stats;             // kStatsKeys or kStatsNone
 };
-static_assert(sizeof(ScreenBoundsParams) == 80, "keep in step with src/cuda/mine_screen.rs");
+static_assert(sizeof(ScreenBoundsParams) == 96, "keep in step with src/cuda/mine_screen.rs");
 
 struct ScreenParams {
     const void* x;              // (n, d) T, rounded
@@ -86,7 +88,7 @@ static_assert(sizeof(ScreenParams) == 104, "keep in step with src/cuda/mine_scre
 struct ScreenRescoreParams {
     const float* x;           // as in ScreenRowsParams
     const float* y;
-    const uint64_t* list;     // (capacity)
+    const uint64_t* list;     // (state->candidates)
     const ScreenState* state;
     uint64_t* row_keys;       // (n), 0 before (common/mining.cuh)
     uint64_t* col_keys;       // (m), 0 before
@@ -96,6 +98,6 @@ struct ScreenRescoreParams {
     uint32_t n;
     uint32_t m;
     uint32_t d;
-    uint32_t capacity;
+    uint32_t pad_;
 };
 static_assert(sizeof(ScreenRescoreParams) == 88, "keep in step with src/cuda/mine_screen.rs");

@@ -159,7 +159,8 @@ pub unsafe fn mine_raw(kernels: &Kernels, stream: &CudaStream, a: &RawMine) -> R
     let to = |h: &RawHardest| MergeTo { value: h.value.ptr, index: h.index.ptr, second: h.second.ptr, rank: 0 };
     let (to, words) = ([to(&a.rows), to(&a.cols)], plan.prepare.zeroed(base));
     let (pos, report) = (a.positive.ptr, a.screen.ptr);
-    let (screens, _) = mine_screen::screens(&kernels.plan_device(), a.x.dtype, [a.x.rows, a.y.rows], a.x.cols);
+    let (screens, _) =
+        mine_screen::screens(&kernels.plan_device(), a.x.dtype, [a.x.rows, a.y.rows], a.x.cols, a.normalization);
     let _scope = Scope::enter(OP, stream.context())?;
     // SAFETY: the extents were checked, the regions of the workspace are disjoint, the pointers are valid by the
     // caller's promise.
@@ -222,7 +223,7 @@ pub struct DeviceMined<'a> {
 /// can be captured. Bitwise the same from run to run and on every device of one architecture.
 ///
 /// From 2³¹ operations on, f32 rows go through a screen on devices of 8.0, 9.0 and 10.x, unless second-best values are
-/// asked for: similarities of the rows rounded to 16 bits, on tensor cores, with a bound on how far each can be off the one
+/// asked for, or `d` is above 8192 (4096 without normalisation): similarities of the rows rounded to 16 bits, on tensor cores, with a bound on how far each can be off the one
 /// in f32, exclude nearly all pairs, and the others are looked at again in f32. Values, indices and the pairs' similarities
 /// are those without it, whatever the input: where a row is not finite or too many pairs remain, the device does everything
 /// in f32 by itself. [`DeviceMined::screen`] reports it.

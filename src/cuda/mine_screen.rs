@@ -36,13 +36,15 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/mine_screen.h`.
-    ScreenBoundsParams: 80 {
+    ScreenBoundsParams: 96 {
         row_parts: u64,
         col_parts: u64,
         norm: u64,
         error: u64,
         row_bound: u64,
         col_bound: u64,
+        row_keys: u64,
+        col_keys: u64,
         state: u64,
         n: u32,
         m: u32,
@@ -90,7 +92,7 @@ params! {
         n: u32,
         m: u32,
         d: u32,
-        capacity: u32,
+        pad_: u32,
     }
 }
 
@@ -98,12 +100,23 @@ params! {
 const STATE_WORDS: usize = 8;
 /// `kScreenPadding` there.
 const PADDING: usize = 256;
-/// Places in the list per row and column. Data of which all pairs are spread out need 1 to 3.
+/// Places in the list per row and column. Rows that are spread out need 1 to 3 up to 4096 features, without being normalised
+/// up to 1024.
 const PLACES_PER_LINE: usize = 16;
 /// The most rows and columns together: the list is counted in 32 bits.
 const MOST_LINES: usize = 1 << 27;
 /// The most features: the bound's constants are for sums of no more.
 const MOST_FEATURES: usize = 1 << 20;
+
+/// The most that are screened: the share of the bound that is for the sums grows with `d`, while the spread of similarities
+/// shrinks as `1 / √d`. With these, 32768 rows that are spread out need 6 and 9 places each, with twice as many more than
+/// there are.
+const fn most_features(normalization: Normalization) -> usize {
+    match normalization {
+        Normalization::L2 => 8192,
+        Normalization::None => 4096,
+    }
+}
 /// Operations of the products from which on two products on tensor cores and five more launches take less time than one
 /// product by multiply-adds: at 67 and 790 TFLOP/s that is from 0.5e9 operations on; and four times that, since only some of
 /// a small matrix's blocks are busy.
@@ -121,13 +134,16 @@ pub(super) const SCREEN: TileKernel = TileKernel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ScreenOutcome {
-    /// There was no screen: few rows, rows of 16 bits, second-best values, or a device whose tensor cores gain nothing.
+    /// There was no screen: few rows, more than 2²⁷, too many features, rows of 16 bits, second-best values, or a device whose
+    /// tensor cores gain nothing.
     NotUsed = 0,
     /// What came into question was looked at again in f32, and nothing else.
     Used = 1,
     /// A row is not finite or its norm is beyond 2⁶⁰, so that everything was done in f32.
     Unfit = 2,
-    /// More pairs came into question than there is room for, so that everything was done in f32.
+    /// More pairs came into question than there is room for, 16 for each row and column on average, so that everything was done
+    /// in f32. Rows whose similarities are all alike make for many: a row that is repeated dozens of times and everybody's
+    /// hardest, or, where rows are not normalised, one whose norm is hundreds of times that of the others.
     Overflow = 3,
 }
 
@@ -154,8 +170,15 @@ pub(super) fn possible(dtype: DType, [n, m]: [usize; 2], d: usize) -> bool {
         && key_words(n, m) > 0
 }
 
-/// Whether they are screened on this device, and why: a function of shape, type and device alone. The results are the same.
-pub(super) fn screens(device: &PlanDevice, dtype: DType, extents: [usize; 2], d: usize) -> (bool, &'static str) {
+/// Whether they are screened on this device, and why: a function of shape, type, normalisation and device alone. The results
+/// are the same.
+pub(super) fn screens(
+    device: &PlanDevice,
+    dtype: DType,
+    extents: [usize; 2],
+    d: usize,
+    normalization: Normalization,
+) -> (bool, &'static str) {
     if dtype != DType::F32 {
         return (false, "16-bit rows go to tensor cores as they are");
     }
@@ -167,6 +190,9 @@ pub(super) fn screens(device: &PlanDevice, dtype: DType, extents: [usize; 2], d:
     }
     if !matches!(device.compute_capability, (8 | 9, 0) | (10, _)) {
         return (false, "the tensor cores of this device are less than four times as fast as its multiply-adds");
+    }
+    if d > most_features(normalization) {
+        return (false, "sums of so many products are off by more than similarities differ: too many would be left");
     }
     if 2.0 * extents[0] as f64 * extents[1] as f64 * (d as f64) < LEAST_OPERATIONS {
         return (false, "below 2^31 operations the launches of a screen take longer than multiply-adds");
@@ -313,6 +339,8 @@ impl Screen {
             error: rows.error,
             row_bound,
             col_bound,
+            row_keys: final_keys[0],
+            col_keys: final_keys[1],
             state,
             n,
             m,
@@ -358,7 +386,7 @@ impl Screen {
             n,
             m,
             d,
-            capacity: self.capacity(),
+            pad_: 0,
         };
         let screened = Screened { state, keys: final_keys, report };
         let blocks = (row_blocks(self.n + self.m), 1, 1);
@@ -377,7 +405,7 @@ mod tests {
 
     #[test]
     fn a_screen_is_used_where_it_pays_and_can_be_had() {
-        let on = |device: PlanDevice, extents, d| screens(&device, DType::F32, extents, d).0;
+        let on = |device: PlanDevice, extents, d| screens(&device, DType::F32, extents, d, Normalization::L2).0;
         assert!(on(PlanDevice::H200, [2048, 2048], 512));
         assert!(on(PlanDevice::A100, [2048, 2048], 512));
         assert!(!on(PlanDevice::H200, [1024, 1024], 512));
@@ -386,7 +414,9 @@ mod tests {
         let forced = PlanDevice { screens: Some(true), ..PlanDevice::H200 };
         assert!(on(forced, [1, 1], 1) && !on(forced, [0, 5], 3) && !on(forced, [5, 5], MOST_FEATURES + 1));
         assert!(!on(forced, [MOST_LINES, 1], 4));
-        assert!(!screens(&forced, DType::Bf16, [64, 64], 8).0);
+        assert!(!screens(&forced, DType::Bf16, [64, 64], 8, Normalization::L2).0);
+        assert!(on(PlanDevice::H200, [1024, 1024], 8192) && !on(PlanDevice::H200, [1024, 1024], 8193));
+        assert!(!screens(&PlanDevice::H200, DType::F32, [2048, 2048], 4097, Normalization::None).0);
     }
 
     #[test]

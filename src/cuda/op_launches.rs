@@ -302,7 +302,7 @@ impl Plan {
         let possible = mine_screen::possible(dtype, [n, m], d);
         let zeroed = if possible { screen_words(n, m) } else { key_words(n, m) };
         let prepare = inputs.prepare(Wants { zeroed, ..Wants::default() })?;
-        let (screens, why) = mine_screen::screens(&device, dtype, [n, m], d);
+        let (screens, why) = mine_screen::screens(&device, dtype, [n, m], d, Normalization::L2);
         let mut launches = Vec::new();
         if n + m > 0 {
             inputs.prepared(&mut launches, &prepare);
