@@ -190,8 +190,10 @@ fn nearly_misled(bits: i32, offset: f32, more: f32, norm: Option<f32>) -> Rows {
         v
     };
     let small = |seed: u64| -> Vec<f32> { numbers::<f32>(d, seed).iter().map(|v| v * 0.01).collect() };
-    let x = [vector(1.0, 1.0, 33), small(1), small(2)].concat();
     let one = vector(middle - offset, more, 35);
+    // A row that `one` is closer to, so that nothing but the bound of the row of ones brings `one` up.
+    let closer: Vec<f32> = one.iter().map(|v| v * 2.0).collect();
+    let x = [vector(1.0, 1.0, 33), closer, small(2)].concat();
     let other = vector(middle + offset, 0.0, 35);
     let y = [small(3), other, one, small(4), small(5)].concat();
     let normalization = if norm.is_some() { Normalization::L2 } else { Normalization::None };
