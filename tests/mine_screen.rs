@@ -171,46 +171,87 @@ fn a_screen_of_many_tiles_changes_no_bit() {
     check("many tiles", &Rows::random((2200, 2300, 16), 20), ScreenOutcome::Used);
 }
 
-/// Rows with nothing but small elements, and of which `one` is to be told from `other` by the row of ones against it: rounding
-/// moves each of 32 elements of both by nearly half a unit in the last place `2^-bits`, down in `one` and up in `other`, while
-/// `one` is larger by `more` in the end. With `norm`, filled up to that norm, in features that the row of ones has not.
-fn nearly_misled(bits: i32, offset: f32, more: f32, norm: Option<f32>) -> Rows {
-    let d = 40;
-    let middle = 1.0 + 0.5f32.powi(bits + 1);
-    let vector = |of: f32, last: f32, fill_at: usize| {
-        let mut v = vec![0.0; d];
-        v[..32].fill(of);
-        v[32] = last;
-        if let Some(norm) = norm {
+/// How far rounding to 16 bits misleads: `middle ± offset` is rounded up and down by nearly half a unit in the last place.
+#[derive(Clone, Copy)]
+struct Misled {
+    middle: f32,
+    offset: f32,
+    /// By which what is rounded down is larger in the end.
+    more: f32,
+    /// Of the rows that are rounded, which are normalised then.
+    norm: Option<f32>,
+}
+
+const D: usize = 40;
+
+impl Misled {
+    fn new(bits: i32, offset: i32, more: i32, norm: Option<f32>) -> Self {
+        let power = |e: i32| 0.5f32.powi(e);
+        Self { middle: 1.0 + power(bits + 1), offset: power(offset), more: power(more), norm }
+    }
+
+    /// A row with these elements from feature 0 on, filled up to the norm in features from `fill_at` on.
+    fn row(&self, elements: &[f32], fill_at: usize) -> Vec<f32> {
+        let mut v = vec![0.0; D];
+        v[..elements.len()].copy_from_slice(elements);
+        if let Some(norm) = self.norm {
             // A coarse part that 16 bits hold, and what is left.
             let left = |v: &[f32]| (norm * norm - v.iter().map(|v| v * v).sum::<f32>()).sqrt();
             v[fill_at] = (left(&v) * 16.0).floor() / 16.0;
             v[fill_at + 1] = left(&v);
         }
         v
-    };
-    let small = |seed: u64| -> Vec<f32> { numbers::<f32>(d, seed).iter().map(|v| v * 0.01).collect() };
-    let one = vector(middle - offset, more, 35);
-    // A row that `one` is closer to, so that nothing but the bound of the row of ones brings `one` up.
-    let closer: Vec<f32> = one.iter().map(|v| v * 2.0).collect();
-    let x = [vector(1.0, 1.0, 33), closer, small(2)].concat();
-    let other = vector(middle + offset, 0.0, 35);
-    let y = [small(3), other, one, small(4), small(5)].concat();
-    let normalization = if norm.is_some() { Normalization::L2 } else { Normalization::None };
-    Rows { n: 3, m: 5, d, x, y, groups: None, normalization }
+    }
+
+    fn rows(&self, anchor: Vec<f32>, closer: Vec<f32>, other: Vec<f32>, one: Vec<f32>) -> Rows {
+        let small = |seed: u64| -> Vec<f32> { numbers::<f32>(D, seed).iter().map(|v| v * 0.01).collect() };
+        let x = [anchor, closer, small(2)].concat();
+        let y = [small(3), other, one, small(4), small(5)].concat();
+        let normalization = if self.norm.is_some() { Normalization::L2 } else { Normalization::None };
+        Rows { n: 3, m: 5, d: D, x, y, groups: None, normalization }
+    }
+
+    /// Row 0 is told from 16 bits, and its candidates 1 and 2 are rounded. Row 1 is closer to 2 than row 0 is, so that
+    /// nothing but the bound of row 0 brings that up; it has no error of its own.
+    fn candidates(&self) -> Rows {
+        let of = |element: f32, last: f32| [vec![element; 32], vec![last]].concat();
+        let closer = [vec![0.75; 28], vec![0.5]].concat();
+        let closer = [closer, vec![0.0; D - 29]].concat();
+        let closer = if self.norm.is_some() { closer } else { closer.iter().map(|v| v * 4.0).collect() };
+        self.rows(
+            self.row(&of(1.0, 1.0), 33),
+            closer,
+            self.row(&of(self.middle + self.offset, 0.0), 35),
+            self.row(&of(self.middle - self.offset, self.more), 35),
+        )
+    }
+
+    /// Row 0 is rounded, and its candidates 1 and 2 are not.
+    fn anchor(&self) -> Rows {
+        let exact = |first: f32, second: f32, last: f32| {
+            [vec![first; 16], vec![second; 16], vec![last], vec![0.0; D - 33]].concat()
+        };
+        let elements = [vec![self.middle + self.offset; 16], vec![self.middle - self.offset; 16], vec![1.0]].concat();
+        self.rows(self.row(&elements, 33), exact(0.0, 4.0, 0.0), exact(1.0, 0.0, 0.0), exact(0.0, 1.0, self.more))
+    }
 }
 
 #[test]
-fn errors_of_all_but_the_bound_exclude_nobody() {
-    let plain = nearly_misled(7, 0.5f32.powi(20), 0.5f32.powi(10), None);
-    let normalised = nearly_misled(10, 0.5f32.powi(18), 0.5f32.powi(9), Some(8.0));
+fn errors_of_nearly_the_bound_exclude_nobody() {
+    type Round = fn(f32) -> f32;
+    let plain = Misled::new(7, 20, 10, None);
+    let normalised = Misled::new(10, 18, 9, Some(8.0));
+    let bf16: Round = |v| bf16::from_f32(v).to_f32();
+    // By a power of two, which the norm is.
+    let f16: Round = |v| f16::from_f32(v / 8.0).to_f32() * 8.0;
     for (name, r, round) in [
-        ("bf16", plain, (|v| bf16::from_f32(v).to_f32()) as fn(f32) -> f32),
-        ("f16", normalised, |v| f16::from_f32(v / 8.0).to_f32() * 8.0),
+        ("candidates in bf16", plain.candidates(), bf16),
+        ("an anchor in bf16", plain.anchor(), bf16),
+        ("candidates in f16", normalised.candidates(), f16),
+        ("an anchor in f16", normalised.anchor(), f16),
     ] {
-        let dot = |j: usize, f: fn(f32) -> f32| -> f64 {
-            (0..r.d).map(|k| f64::from(f(r.x[k])) * f64::from(f(r.y[j * r.d + k]))).sum()
-        };
+        let dot =
+            |j: usize, f: Round| -> f64 { (0..D).map(|k| f64::from(f(r.x[k])) * f64::from(f(r.y[j * D + k]))).sum() };
         assert!(dot(2, |v| v) > dot(1, |v| v) && dot(2, round) < dot(1, round), "{name}: nobody is misled");
         check(name, &r, ScreenOutcome::Used);
         let turned = Rows { n: r.m, m: r.n, x: r.y.clone(), y: r.x.clone(), ..r.clone() };
