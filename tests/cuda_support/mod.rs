@@ -2,6 +2,7 @@
 #![cfg(feature = "cuda")]
 #![allow(dead_code)]
 
+pub mod counters;
 pub mod pairwise;
 
 use std::collections::BTreeMap;
