@@ -6,47 +6,49 @@
 
 mod cuda_support;
 
-use std::fs;
-use std::path::PathBuf;
+use std::ops::RangeInclusive;
 
-use cuda_support::{Guarded, child, device, emulated, gpu_required, is_child, numbers, say};
+use cuda_support::counters::{self, Launch, launches_on};
+use cuda_support::pairwise::{PLENTY, Step, StepOf, plain};
+use cuda_support::{device, gpu_required, is_child, numbers, say};
 use half::bf16;
-use serde_json::Value;
 use simgrad::cuda::host::{self, Cuda};
-use simgrad::cuda::{
-    DeviceMat, DeviceMatMut, DevicePairwiseOptions, PAIRWISE_WAVE_BYTES, pairwise_mixture,
-    pairwise_mixture_workspace_bytes, pairwise_step, pairwise_workspace_bytes,
-};
 use simgrad::{
-    CosineOptions, DType, Error, MatMut, MatRef, MineOptions, Normalization, Objective, PairwiseObjective,
-    PairwiseOptions, PairwisePart, PairwiseReport, RecallOptions, StepOptions,
+    CosineOptions, Error, MatMut, MatRef, MineOptions, Objective, PairwiseObjective, PairwiseOptions, PairwisePart,
+    RecallOptions, StepOptions,
 };
 
 const N: usize = 1024;
 const D: usize = 512;
 /// Most row or column splits of the sweep; the tiles of this shape are fewer.
 const SPLITS: u64 = N as u64 / 128;
+/// Operations of a product.
+const PRODUCT: f64 = 2.0 * (N * N * D) as f64;
+
+/// Runs an operation on `n` and `n` rows in host memory, with room for their gradients.
+fn on_host(n: usize, d: usize, operation: impl FnOnce(&Cuda, [MatRef<'_, bf16>; 2], [MatMut<'_, f32>; 2])) {
+    let cuda = Cuda::new(0).unwrap();
+    let (x, y) = (numbers::<bf16>(n * d, 1), numbers::<bf16>(n * d, 2));
+    let (mut dx, mut dy) = (vec![0.0f32; n * d], vec![0.0f32; n * d]);
+    let inputs = [&x, &y].map(|rows| MatRef::new(rows, n, d).unwrap());
+    operation(&cuda, inputs, [&mut dx, &mut dy].map(|rows| MatMut::new(rows, n, d).unwrap()));
+}
 
 #[test]
 fn child_mines() {
-    if !is_child("child_mines") {
-        return;
+    if is_child("child_mines") {
+        on_host(N, D, |cuda, [x, y], _| {
+            let mined = host::mine(cuda, x, y, &MineOptions::default()).unwrap();
+            assert!(mined.rows.index.iter().chain(&mined.cols.index).all(|&i| i >= 0));
+        });
     }
-    let cuda = Cuda::new(0).unwrap();
-    let (x, y) = (numbers::<bf16>(N * D, 1), numbers::<bf16>(N * D, 2));
-    let (x, y) = (MatRef::new(&x, N, D).unwrap(), MatRef::new(&y, N, D).unwrap());
-    let mined = host::mine(&cuda, x, y, &MineOptions::default()).unwrap();
-    assert!(mined.rows.index.iter().chain(&mined.cols.index).all(|&i| i >= 0));
 }
 
 fn child_steps(objective: &str, n: usize) {
-    let cuda = Cuda::new(0).unwrap();
-    let (x, y) = (numbers::<bf16>(n * D, 1), numbers::<bf16>(n * D, 2));
-    let (x, y) = (MatRef::new(&x, n, D).unwrap(), MatRef::new(&y, n, D).unwrap());
-    let (mut dx, mut dy) = (vec![0.0f32; n * D], vec![0.0f32; n * D]);
-    let objective: Objective = objective.parse().unwrap();
-    let (dx, dy) = (MatMut::new(&mut dx, n, D).unwrap(), MatMut::new(&mut dy, n, D).unwrap());
-    host::goal_step(&cuda, x, y, &objective, &StepOptions::default(), dx, dy).unwrap();
+    on_host(n, D, |cuda, [x, y], [dx, dy]| {
+        let objective: Objective = objective.parse().unwrap();
+        host::goal_step(cuda, x, y, &objective, &StepOptions::default(), dx, dy).unwrap();
+    });
 }
 
 #[test]
@@ -79,61 +81,34 @@ fn child_steps_nca_sig_ms_of_a_large_batch() {
 
 #[test]
 fn child_steps_infonce() {
-    if !is_child("child_steps_infonce") {
-        return;
+    if is_child("child_steps_infonce") {
+        on_host(N, D, |cuda, [x, y], [dx, dy]| {
+            let objective = PairwiseObjective::ALL[0];
+            host::pairwise_step(cuda, x, y, &objective, &PairwiseOptions::default(), dx, dy).unwrap();
+        });
     }
-    let cuda = Cuda::new(0).unwrap();
-    let (x, y) = (numbers::<bf16>(N * D, 1), numbers::<bf16>(N * D, 2));
-    let (x, y) = (MatRef::new(&x, N, D).unwrap(), MatRef::new(&y, N, D).unwrap());
-    let (mut dx, mut dy) = (vec![0.0f32; N * D], vec![0.0f32; N * D]);
-    let (dx, dy) = (MatMut::new(&mut dx, N, D).unwrap(), MatMut::new(&mut dy, N, D).unwrap());
-    let objective = PairwiseObjective::ALL[0];
-    host::pairwise_step(&cuda, x, y, &objective, &PairwiseOptions::default(), dx, dy).unwrap();
 }
 
-/// A mixture, or a step of the one objective, with memory for all similarities.
-fn child_steps_kept(parts: &[PairwisePart], one: Option<PairwiseObjective>) {
+/// A step with memory for all similarities.
+fn child_steps_kept(of: &(impl StepOf + ?Sized)) {
     let (_, kernels) = device().expect("a device");
     let stream = kernels.context().new_stream().unwrap();
-    let (wave, keep) = (PAIRWISE_WAVE_BYTES, 4 * N * N);
-    let l2 = Normalization::L2;
-    let bytes = match &one {
-        Some(objective) => pairwise_workspace_bytes(N, N, D, DType::Bf16, objective, l2, wave, keep),
-        None => pairwise_mixture_workspace_bytes(N, N, D, DType::Bf16, parts, l2, wave, keep, false),
-    };
-    let (x, y) = (numbers::<bf16>(N * D, 1), numbers::<bf16>(N * D, 2));
-    let (x, y) = (Guarded::of(&stream, &x), Guarded::of(&stream, &y));
-    let [mut dx, mut dy] = [0; 2].map(|_| Guarded::<f32>::poisoned(&stream, N * D));
-    let mut reports = stream.clone_htod(&vec![PairwiseReport::default(); parts.len().max(1)]).unwrap();
-    let mut workspace = Guarded::<u8>::poisoned(&stream, bytes.unwrap());
-    let options = DevicePairwiseOptions { keep_bytes: keep, ..DevicePairwiseOptions::default() };
-    let (x, y) = (DeviceMat::new(x.view(), N, D).unwrap(), DeviceMat::new(y.view(), N, D).unwrap());
-    let mut dx = DeviceMatMut::new(dx.view_mut(), N, D).unwrap();
-    let mut dy = DeviceMatMut::new(dy.view_mut(), N, D).unwrap();
-    let (reports, work) = (&mut reports.as_view_mut(), &mut workspace.view_mut());
-    match &one {
-        Some(objective) => {
-            pairwise_step(kernels, &stream, &x, &y, objective, &options, &mut dx, &mut dy, reports, work).unwrap();
-        }
-        None => {
-            pairwise_mixture(kernels, &stream, &x, &y, parts, &options, &mut dx, &mut dy, reports, None, work).unwrap();
-        }
-    }
+    let mut step = Step::<bf16, f32>::new(&stream, of, [N, N, D], (PLENTY.0, 4 * N * N), 1);
+    step.enqueue(kernels, &stream, of, plain()).unwrap();
     stream.synchronize().unwrap();
 }
 
 #[test]
 fn child_steps_infonce_kept() {
     if is_child("child_steps_infonce_kept") {
-        child_steps_kept(&[], Some(PairwiseObjective::ALL[0]));
+        child_steps_kept(&PairwiseObjective::ALL[0]);
     }
 }
 
 #[test]
 fn child_steps_a_mixture_kept() {
     if is_child("child_steps_a_mixture_kept") {
-        let parts = [0, 1].map(|k| PairwisePart::new(0.5, PairwiseObjective::ALL[k]));
-        child_steps_kept(&parts, None);
+        child_steps_kept(&[0, 1].map(|k| PairwisePart::new(0.5, PairwiseObjective::ALL[k]))[..]);
     }
 }
 
@@ -146,125 +121,62 @@ const FORMULAS: &str = "
 
 #[test]
 fn child_steps_formulas() {
-    if !is_child("child_steps_formulas") {
-        return;
-    }
-    let cuda = Cuda::new(0).unwrap();
-    let (x, y) = (numbers::<bf16>(N * D, 1), numbers::<bf16>(N * D, 2));
-    let (x, y) = (MatRef::new(&x, N, D).unwrap(), MatRef::new(&y, N, D).unwrap());
-    let (mut dx, mut dy) = (vec![0.0f32; N * D], vec![0.0f32; N * D]);
-    let (dx, dy) = (MatMut::new(&mut dx, N, D).unwrap(), MatMut::new(&mut dy, N, D).unwrap());
-    let options = PairwiseOptions::default();
-    match host::pairwise_step_custom(&cuda, x, y, &FORMULAS.parse().unwrap(), &options, dx, dy) {
-        Err(missing @ Error::NvrtcNotFound { .. }) => say(&missing.to_string()),
-        other => assert!(other.is_ok(), "{other:?}"),
+    if is_child("child_steps_formulas") {
+        on_host(N, D, |cuda, [x, y], [dx, dy]| {
+            let options = PairwiseOptions::default();
+            match host::pairwise_step_custom(cuda, x, y, &FORMULAS.parse().unwrap(), &options, dx, dy) {
+                Err(missing @ Error::NvrtcNotFound { .. }) => say(&missing.to_string()),
+                other => assert!(other.is_ok(), "{other:?}"),
+            }
+        });
     }
 }
 
 /// More than small tiles are chosen for: as many products as of `N` and `D`.
 const LARGE: (usize, usize) = (2048, 128);
 
-fn child_ranks_and_matrix(n: usize, d: usize) {
-    let cuda = Cuda::new(0).unwrap();
-    let (x, y) = (numbers::<bf16>(n * d, 1), numbers::<bf16>(n * d, 2));
-    let (x, y) = (MatRef::new(&x, n, d).unwrap(), MatRef::new(&y, n, d).unwrap());
-    host::ranks(&cuda, x, y, &RecallOptions::default()).unwrap();
-    let mut out = vec![0.0f32; n * n];
-    let out = MatMut::new(&mut out, n, n).unwrap();
-    host::cosine_matrix(&cuda, x.into(), y.into(), &CosineOptions::default(), out.into()).unwrap();
+fn child_ranks_and_matrix((n, d): (usize, usize)) {
+    on_host(n, d, |cuda, [x, y], _| {
+        host::ranks(cuda, x, y, &RecallOptions::default()).unwrap();
+        let mut out = vec![0.0f32; n * n];
+        let out = MatMut::new(&mut out, n, n).unwrap();
+        host::cosine_matrix(cuda, x.into(), y.into(), &CosineOptions::default(), out.into()).unwrap();
+    });
 }
 
 #[test]
 fn child_ranks_and_matrix_small() {
     if is_child("child_ranks_and_matrix_small") {
-        child_ranks_and_matrix(N, D);
+        child_ranks_and_matrix((N, D));
     }
 }
 
 #[test]
 fn child_ranks_and_matrix_large() {
     if is_child("child_ranks_and_matrix_large") {
-        child_ranks_and_matrix(LARGE.0, LARGE.1);
+        child_ranks_and_matrix(LARGE);
     }
 }
 
-/// Counters of one launch.
-struct Launch(Value);
-
-impl Launch {
-    fn kernel(&self) -> &str {
-        self.0["kernel"].as_str().expect("a kernel name")
-    }
-
-    fn count(&self, name: &str) -> u64 {
-        self.0["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name}"))
-    }
-
-    fn ratio(&self, name: &str) -> f64 {
-        self.0["counters"][name].as_f64().unwrap_or_else(|| panic!("no ratio {name}"))
-    }
-
-    fn row(&self) -> String {
-        format!(
-            "| {} | {} | {} | {} | {:.2} | {:.2} | {:.2} | {} |",
-            self.kernel(),
-            self.0["grid"].as_array().map_or(0, |g| g.iter().filter_map(Value::as_u64).product::<u64>()),
-            self.count("global_unique_bytes_read"),
-            self.count("global_unique_bytes_written"),
-            self.ratio("global_load_efficiency"),
-            self.ratio("shared_load_conflict_ratio"),
-            self.ratio("shared_store_conflict_ratio"),
-            self.count("tensor_flop_bf16"),
-        )
-    }
-}
-
-/// Runs one test of this file in a process of its own and returns the counters of its launches.
+/// Counters of a test's launches on a device without warpgroup products.
 fn launches(test: &str) -> Vec<Launch> {
     launches_on(test, "8.0")
 }
 
-/// The same on a device of this compute capability.
-fn launches_on(test: &str, capability: &str) -> Vec<Launch> {
-    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{test}.{capability}.counters"));
-    let _ = fs::remove_file(&file);
-    let vars = [
-        ("GPUEMU_COUNTERS", file.to_str()),
-        ("GPUEMU_CC", Some(capability)),
-        // One thread makes the counts of atomics and spins repeatable; the checks are other tests' business.
-        ("GPUEMU_THREADS", Some("1")),
-        ("GPUEMU_CHECK", Some("mem")),
-    ];
-    child(test, &vars).expect("test result: ok");
-    let text = fs::read_to_string(&file).expect("a file of counters");
-    text.lines().map(|line| Launch(serde_json::from_str(line).expect("a line of counters"))).collect()
-}
-
 /// Whether there are counters here; says so if not.
 fn counted() -> bool {
-    if device().is_none() {
-        return false;
-    }
-    let yes = emulated("child_steps_hinge_con");
-    if !yes {
-        assert!(!gpu_required() || std::env::var_os("GPUEMU_CHECK").is_none(), "the driver does not count");
-        say("note: this driver does not count, the tests of counters are skipped");
-    }
-    yes
+    counters::counted("child_steps_hinge_con")
 }
 
 fn print(title: &str, launches: &[Launch]) {
-    print_of(title, (N, D), "8.0", launches);
+    counters::print(title, (N, D), "8.0", launches);
 }
 
-fn print_of(title: &str, (n, d): (usize, usize), capability: &str, launches: &[Launch]) {
-    let rows: Vec<String> = launches.iter().map(Launch::row).collect();
-    say(&format!(
-        "\n{title}, n = m = {n}, d = {d}, bf16, compute capability {capability}\n\n\
-         | kernel | blocks | unique bytes read | unique bytes written | load efficiency | shared load conflicts | \
-         shared store conflicts | tensor flop |\n| --- | --: | --: | --: | --: | --: | --: | --: |\n{}",
-        rows.join("\n")
-    ));
+/// The tensor cores do so many operations in all of these launches.
+#[track_caller]
+fn products_are<'a>(launches: impl IntoIterator<Item = &'a Launch>, allowed: RangeInclusive<f64>) {
+    let flop = launches.into_iter().map(|l| l.count("tensor_flop_bf16")).sum::<u64>() as f64;
+    assert!(allowed.contains(&flop), "{flop} tensor operations, a product has {PRODUCT}");
 }
 
 #[test]
@@ -283,10 +195,8 @@ fn mining_writes_no_matrix_and_multiplies_once() {
     assert!(sweep.ratio("global_load_efficiency") >= 0.9);
     assert!(sweep.ratio("shared_load_conflict_ratio") <= 1.1);
     assert!(sweep.ratio("shared_store_conflict_ratio") <= 1.1);
-    assert_eq!((sweep.count("inst_load_local"), sweep.count("inst_store_local")), (0, 0));
-    let product = 2.0 * (N * N * D) as f64;
-    let flop = sweep.count("tensor_flop_bf16") as f64;
-    assert!((product..=1.05 * product).contains(&flop), "{flop} tensor operations, the product has {product}");
+    assert_eq!(sweep.local(), 0);
+    products_are([sweep], PRODUCT..=1.05 * PRODUCT);
 }
 
 /// Runs a step; no launch has accesses of local memory, and conflicts in shared memory are at most one access in 20.
@@ -295,8 +205,7 @@ fn step_launches(test: &str, title: &str) -> Vec<Launch> {
     let launches = launches(test);
     print(title, &launches);
     for launch in &launches {
-        let local = launch.count("inst_load_local") + launch.count("inst_store_local");
-        assert_eq!(local, 0, "local memory in {}", launch.kernel());
+        assert_eq!(launch.local(), 0, "local memory in {}", launch.kernel());
         for name in ["shared_load_conflict_ratio", "shared_store_conflict_ratio"] {
             assert!(launch.ratio(name) <= 1.05, "{title}, {}: {name} {}", launch.kernel(), launch.ratio(name));
         }
@@ -328,7 +237,7 @@ fn a_step_of_a_small_batch_is_three_launches() {
             assert!((0.95..=1.05).contains(&ratio), "{title}: {name} {}, expected {expected}", end.count(name));
         }
         // Two blocks for each of the multiprocessors of an H200.
-        assert_eq!(end.0["grid"][0].as_u64(), Some(264));
+        assert_eq!(end.blocks_of_x(), Some(264));
     }
 }
 
@@ -413,7 +322,7 @@ fn check_traffic(launches: &[Launch], traffic: &[(String, u64, u64)]) {
     assert_eq!(launches.len(), traffic.len());
     for (launch, (kernel, read, written)) in launches.iter().zip(traffic) {
         assert_eq!(launch.kernel(), kernel);
-        assert_eq!((launch.count("inst_load_local"), launch.count("inst_store_local")), (0, 0), "{kernel}");
+        assert_eq!(launch.local(), 0, "local memory in {kernel}");
         // A warp's work on a few kilobytes.
         if kernel == "pairwise_mixture_report" {
             continue;
@@ -446,13 +355,10 @@ fn counts_are(test: &str, title: &str, traffic: impl Fn(&Engine) -> Traffic, pro
     let groups = device().is_some_and(|(_, kernels)| kernels.plan_device().group_code);
     for engine in [&WARPS, &GROUPS] {
         let launches = launches_on(test, engine.capability);
-        print_of(title, (N, D), engine.capability, &launches);
+        counters::print(title, (N, D), engine.capability, &launches);
         // A build without code for warpgroups has the same kernels for both devices.
         check_traffic(&launches, &traffic(if groups { engine } else { &WARPS }));
-        let flop = launches.iter().map(|l| l.count("tensor_flop_bf16")).sum::<u64>() as f64;
-        let product = 2.0 * (N * N * D) as f64;
-        let allowed = products * product..=(products + 0.2) * product;
-        assert!(allowed.contains(&flop), "{flop} tensor operations, a product has {product}");
+        products_are(&launches, products * PRODUCT..=(products + 0.2) * PRODUCT);
     }
 }
 
@@ -505,9 +411,7 @@ fn a_step_with_formulas_is_three_products_and_stores_similarities_once() {
     }
     print("pairwise_step_custom, InfoNCE", &launches);
     check_traffic(&launches, &formulas_traffic());
-    let flop = launches.iter().map(|l| l.count("tensor_flop_bf16")).sum::<u64>() as f64;
-    let product = 2.0 * (N * N * D) as f64;
-    assert!((3.0 * product..=3.15 * product).contains(&flop), "{flop} tensor operations, a product has {product}");
+    products_are(&launches, 3.0 * PRODUCT..=3.15 * PRODUCT);
 }
 
 /// Bytes that tensor copies or asynchronous copies bring into shared memory for all products of a launch, by its kernel: a
@@ -535,7 +439,7 @@ fn check_sweep(launch: &Launch, (n, d): (usize, usize), written: u64) {
     // And a few words per row and column.
     assert!((operands..=operands + 2 * n as u64 * 24).contains(&read), "{kernel}: {read} bytes read");
     assert!(launch.count("global_unique_bytes_written") <= written, "{kernel}");
-    assert_eq!((launch.count("inst_load_local"), launch.count("inst_store_local")), (0, 0), "{kernel}");
+    assert_eq!(launch.local(), 0, "local memory in {kernel}");
     assert!(launch.ratio("shared_load_conflict_ratio") <= 1.05, "{kernel}");
     assert!(launch.ratio("shared_store_conflict_ratio") <= 1.05, "{kernel}");
 }
@@ -548,7 +452,7 @@ fn ranks_and_matrices_read_their_operands_once_per_tile_on_either_engine() {
     for (test, shape) in [("child_ranks_and_matrix_small", (N, D)), ("child_ranks_and_matrix_large", LARGE)] {
         for capability in ["8.0", "9.0"] {
             let launches = launches_on(test, capability);
-            print_of("ranks and cosine_matrix", shape, capability, &launches);
+            counters::print("ranks and cosine_matrix", shape, capability, &launches);
             let n = shape.0 as u64;
             let named = |name: &str| {
                 let found = launches.iter().find(|l| l.kernel().starts_with(name) && l.count("tensor_flop_bf16") > 0);

@@ -1,125 +1,21 @@
 //! What the step of a mixture on device memory promises beside its results, and that stored similarities change no bit.
 #![cfg(feature = "cuda")]
 
+mod common;
 mod cuda_support;
 
-use std::sync::Arc;
-
-use cuda_support::{
-    Guarded, HOT_CALLS, calls_between, capture, child, device, emulated, is_child, kernel_nodes, numbers, say, turn,
+use common::mixture::parts;
+use cuda_support::pairwise::{
+    Grant, L2, Outcome, PLENTY, Step, outcome_of, plain, replay_equals_eager, runs_a_hot_step,
+    steps_through_a_refused_launch,
 };
-use cudarc::driver::{CudaSlice, CudaStream};
+use cuda_support::{
+    Guarded, capture, check_hot_step, check_refused_launches, device, emulated, is_child, kernel_nodes, numbers, turn,
+};
 use half::{bf16, f16};
 use simgrad::cuda::raw::{self, RawPairwiseMixture, RawUpstream};
 use simgrad::cuda::*;
-use simgrad::{
-    DType, Error, GradientOf, MixtureObjective, Normalization, PairwiseObjective, PairwisePart, PairwiseReport,
-    WriteMode,
-};
-
-const L2: Normalization = Normalization::L2;
-
-/// Of `weight*name` for each part.
-fn parts(text: &str) -> Vec<PairwisePart> {
-    let part = |text: &str| {
-        let (weight, name) = text.split_once('*').unwrap_or(("1", text));
-        PairwisePart::new(weight.parse().unwrap(), name.parse::<MixtureObjective>().unwrap())
-    };
-    text.split_whitespace().map(part).collect()
-}
-
-/// Memory that a step is granted: for weights, for similarities.
-type Grant = (usize, usize);
-const PLENTY: Grant = (PAIRWISE_WAVE_BYTES, 0);
-
-/// Everything that a step on device memory needs.
-struct Step<T, G> {
-    shape: [usize; 3],
-    grant: Grant,
-    x: Guarded<T>,
-    y: Guarded<T>,
-    dx: Guarded<G>,
-    dy: Guarded<G>,
-    reports: CudaSlice<PairwiseReport>,
-    /// Left alone unless it is asked for.
-    conflict: Option<Guarded<f64>>,
-    workspace: Guarded<u8>,
-}
-
-#[derive(Debug, PartialEq)]
-struct Outcome<G> {
-    dx: Vec<G>,
-    dy: Vec<G>,
-    reports: Vec<PairwiseReport>,
-    conflict: Option<Vec<f64>>,
-}
-
-impl<T: DeviceElement, G: GradientOf<T> + DeviceElement> Step<T, G> {
-    fn new(
-        stream: &Arc<CudaStream>,
-        [n, m, d]: [usize; 3],
-        parts: &[PairwisePart],
-        grant @ (wave, keep): Grant,
-        seed: u64,
-    ) -> Self {
-        let bytes = pairwise_mixture_workspace_bytes(n, m, d, T::DTYPE, parts, L2, wave, keep, false).unwrap();
-        let report = PairwiseReport { loss: f64::NAN, d_scale: f64::NAN, overflow: 77, ..PairwiseReport::default() };
-        Self {
-            shape: [n, m, d],
-            grant,
-            x: Guarded::of(stream, &numbers(n * d, seed)),
-            y: Guarded::of(stream, &numbers(m * d, seed + 1)),
-            dx: Guarded::poisoned(stream, n * d),
-            dy: Guarded::poisoned(stream, m * d),
-            reports: stream.clone_htod(&vec![report; parts.len()]).unwrap(),
-            conflict: None,
-            workspace: Guarded::poisoned(stream, bytes),
-        }
-    }
-
-    /// The same step, which also compares the parts' gradients.
-    fn with_conflict(mut self, stream: &Arc<CudaStream>, parts: &[PairwisePart]) -> Self {
-        let ([n, m, d], (wave, keep)) = (self.shape, self.grant);
-        let bytes = pairwise_mixture_workspace_bytes(n, m, d, T::DTYPE, parts, L2, wave, keep, true).unwrap();
-        self.workspace = Guarded::poisoned(stream, bytes);
-        self.conflict = Some(Guarded::poisoned(stream, pairwise_conflict_len(parts.len())));
-        self
-    }
-
-    fn enqueue(
-        &mut self,
-        kernels: &Kernels,
-        stream: &CudaStream,
-        parts: &[PairwisePart],
-        options: DevicePairwiseOptions<'_>,
-    ) -> simgrad::Result<()> {
-        let ([n, m, d], (wave_bytes, keep_bytes)) = (self.shape, self.grant);
-        let options = DevicePairwiseOptions { wave_bytes, keep_bytes, ..options };
-        let x = DeviceMat::new(self.x.view(), n, d)?;
-        let y = DeviceMat::new(self.y.view(), m, d)?;
-        let mut dx = DeviceMatMut::new(self.dx.view_mut(), n, d)?;
-        let mut dy = DeviceMatMut::new(self.dy.view_mut(), m, d)?;
-        let reports = &mut self.reports.as_view_mut();
-        let workspace = &mut self.workspace.view_mut();
-        let mut conflict = self.conflict.as_mut().map(Guarded::view_mut);
-        let conflict = conflict.as_mut();
-        pairwise_mixture(kernels, stream, &x, &y, parts, &options, &mut dx, &mut dy, reports, conflict, workspace)
-    }
-
-    fn outcome(&self, stream: &Arc<CudaStream>) -> Outcome<G> {
-        self.workspace.read(stream, "workspace");
-        Outcome {
-            dx: self.dx.read(stream, "dx"),
-            dy: self.dy.read(stream, "dy"),
-            reports: stream.clone_dtoh(&self.reports).unwrap(),
-            conflict: self.conflict.as_ref().map(|conflict| conflict.read(stream, "conflict")),
-        }
-    }
-}
-
-fn plain() -> DevicePairwiseOptions<'static> {
-    DevicePairwiseOptions::default()
-}
+use simgrad::{DType, Error, GradientOf, PairwiseObjective, PairwisePart, PairwiseReport, WriteMode};
 
 fn run<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     shape: [usize; 3],
@@ -129,9 +25,7 @@ fn run<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     let (context, kernels) = device()?;
     let _turn = turn();
     let stream = context.new_stream().unwrap();
-    let mut step = Step::<T, G>::new(&stream, shape, parts, grant, 5);
-    step.enqueue(kernels, &stream, parts, plain()).unwrap();
-    Some(step.outcome(&stream))
+    Some(outcome_of::<T, G>(kernels, &stream, parts, shape, grant, plain()))
 }
 
 /// Memory for every similarity.
@@ -215,35 +109,22 @@ fn launches_of(parts: &[PairwisePart], waves: usize) -> usize {
     2 + parts.iter().map(|part| before(part) + 1).sum::<usize>() + waves * (parts.len() + 1)
 }
 
-fn replay_equals_eager<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
+fn replays<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     text: &str,
-    shape @ [n, m, d]: [usize; 3],
+    shape: [usize; 3],
     grant: Grant,
     waves: usize,
 ) {
-    let Some((context, kernels)) = device() else { return };
-    let _turn = turn();
-    let stream = context.new_stream().unwrap();
+    let Some((_, kernels)) = device() else { return };
     let parts = parts(text);
-    let mut captured = Step::<T, G>::new(&stream, shape, &parts, grant, 1);
-    let graph = capture(&stream, || captured.enqueue(kernels, &stream, &parts, plain()).unwrap());
-    assert_eq!(kernel_nodes(&graph), launches_of(&parts, waves), "{text}: launches of a step");
-    for seed in [1, 40] {
-        captured.x.set(&stream, &numbers(n * d, seed));
-        captured.y.set(&stream, &numbers(m * d, seed + 1));
-        graph.launch().unwrap();
-        let mut eager = Step::<T, G>::new(&stream, shape, &parts, grant, seed);
-        eager.enqueue(kernels, &stream, &parts, plain()).unwrap();
-        assert_eq!(captured.outcome(&stream), eager.outcome(&stream), "{text}, inputs {seed}");
-    }
-    context.check_err().unwrap();
+    replay_equals_eager::<T, G>(kernels, &parts[..], text, shape, grant, launches_of(&parts, waves));
 }
 
 #[test]
 fn a_captured_step_replays_with_new_inputs() {
-    replay_equals_eager::<bf16, bf16>("infonce 0.5*siglip", [20, 30, 16], PLENTY, 1);
-    replay_equals_eager::<f32, f32>("triplet-all -1*ms-mined 0.5*nca-lin_ms", [140, 140, 9], (0, ALL), 2);
-    replay_equals_eager::<f32, f32>("hinge-con", [10, 10, 9], PLENTY, 1);
+    replays::<bf16, bf16>("infonce 0.5*siglip", [20, 30, 16], PLENTY, 1);
+    replays::<f32, f32>("triplet-all -1*ms-mined 0.5*nca-lin_ms", [140, 140, 9], (0, ALL), 2);
+    replays::<f32, f32>("hinge-con", [10, 10, 9], PLENTY, 1);
 }
 
 #[test]
@@ -286,29 +167,27 @@ fn a_step_that_compares_gradients_can_be_captured_and_is_otherwise_the_same() {
     let Some((context, kernels)) = device() else { return };
     let _turn = turn();
     let stream = context.new_stream().unwrap();
-    for (text, [n, m, d]) in [
+    for (text, shape) in [
         ("infonce 0*siglip -0.5*hinge-con", [140, 140, 40]),
         ("-2*circle", [5, 3, 4]),
         // More blocks for a pair of parts than a warp has lanes.
         ("infonce -0.5*siglip", [8, 8, 8200]),
     ] {
-        let parts = parts(text);
-        let new = || Step::<bf16, bf16>::new(&stream, [n, m, d], &parts, PLENTY, 5);
-        let mut step = new().with_conflict(&stream, &parts);
-        let graph = capture(&stream, || step.enqueue(kernels, &stream, &parts, plain()).unwrap());
-        assert_eq!(kernel_nodes(&graph), launches_of(&parts, 1) + launches_of_conflict(&parts, 1), "{text}");
+        let parts = &parts(text)[..];
+        let new = || Step::<bf16, bf16>::new(&stream, parts, shape, PLENTY, 5);
+        let mut step = new().with_conflict(&stream, parts);
+        let graph = capture(&stream, || step.enqueue(kernels, &stream, parts, plain()).unwrap());
+        assert_eq!(kernel_nodes(&graph), launches_of(parts, 1) + launches_of_conflict(parts, 1), "{text}");
         graph.launch().unwrap();
         let found = step.outcome(&stream);
         let mut without = new();
-        without.enqueue(kernels, &stream, &parts, plain()).unwrap();
+        without.enqueue(kernels, &stream, parts, plain()).unwrap();
         assert_eq!(Outcome { conflict: None, ..step.outcome(&stream) }, without.outcome(&stream), "{text}");
         // The gradients of the parts alone, in f32.
         let gradients: Vec<Vec<f64>> = parts
             .chunks(1)
             .map(|one| {
-                let mut step = Step::<bf16, f32>::new(&stream, [n, m, d], one, PLENTY, 5);
-                step.enqueue(kernels, &stream, one, plain()).unwrap();
-                let Outcome { dx, dy, .. } = step.outcome(&stream);
+                let Outcome { dx, dy, .. } = outcome_of::<bf16, f32>(kernels, &stream, one, shape, PLENTY, plain());
                 dx.iter().chain(&dy).map(|&v| f64::from(v)).collect()
             })
             .collect();
@@ -337,24 +216,12 @@ fn results_do_not_depend_on_what_was_in_the_workspace() {
         ("0.1*hinge-con circle 0.2*nca-sig_ms", (0, ALL)),
         ("hinge-con 0.2*nca-lin_ms", PLENTY),
     ] {
-        let parts = parts(text);
-        let mut step = Step::<f32, f32>::new(&stream, [140, 140, 6], &parts, grant, 5);
+        let parts = &parts(text)[..];
+        let mut step = Step::<f32, f32>::new(&stream, parts, [140, 140, 6], grant, 5);
         if grant == PLENTY {
-            step = step.with_conflict(&stream, &parts);
+            step = step.with_conflict(&stream, parts);
         }
-        step.enqueue(kernels, &stream, &parts, plain()).unwrap();
-        let first = step.outcome(&stream);
-        // As the first step left it, then another bit pattern.
-        for fill in [None, Some(0x55)] {
-            if let Some(byte) = fill {
-                let len = step.workspace.view().len();
-                step.workspace.set(&stream, &vec![byte; len]);
-            }
-            step.dx.poison(&stream);
-            step.dy.poison(&stream);
-            step.enqueue(kernels, &stream, &parts, plain()).unwrap();
-            assert_eq!(step.outcome(&stream), first, "{text}, workspace {fill:?}");
-        }
+        step.does_not_depend_on_its_workspace(kernels, &stream, parts, text);
     }
 }
 
@@ -366,9 +233,8 @@ fn the_factor_from_the_device_is_the_factor_from_the_host() {
     let parts = parts("infonce 0.5*siglip 0.1*hinge-con");
     let factor = Guarded::of(&stream, &[-3.0f32]);
     let outcome = |upstream| {
-        let mut step = Step::<f32, f32>::new(&stream, [20, 20, 8], &parts, PLENTY, 5);
-        step.enqueue(kernels, &stream, &parts, DevicePairwiseOptions { upstream, ..plain() }).unwrap();
-        step.outcome(&stream)
+        let options = DevicePairwiseOptions { upstream, ..plain() };
+        outcome_of::<f32, f32>(kernels, &stream, &parts[..], [20, 20, 8], PLENTY, options)
     };
     assert_eq!(outcome(Upstream::Host(-3.0)), outcome(Upstream::Device(factor.view())));
 }
@@ -436,63 +302,29 @@ fn bad_pointers_and_sizes_are_refused_before_anything_is_enqueued() {
     }
 }
 
-const HOT_BEGINS: &str = "the hot step begins";
-const HOT_ENDS: &str = "the hot step ends";
 const HOT: &str = "infonce 0.5*siglip 0.1*hinge-con";
 
 #[test]
 fn child_runs_a_hot_step() {
-    if !is_child("child_runs_a_hot_step") {
-        return;
+    if is_child("child_runs_a_hot_step") {
+        let (_, kernels) = device().expect("a device");
+        runs_a_hot_step(kernels, &parts(HOT)[..], || {});
     }
-    let (context, kernels) = device().expect("a device");
-    let stream = context.new_stream().unwrap();
-    let parts = parts(HOT);
-    let mut step = Step::<bf16, f32>::new(&stream, [40, 40, 16], &parts, PLENTY, 5);
-    step.enqueue(kernels, &stream, &parts, plain()).unwrap();
-    stream.synchronize().unwrap();
-    say(HOT_BEGINS);
-    step.enqueue(kernels, &stream, &parts, plain()).unwrap();
-    say(HOT_ENDS);
-    step.outcome(&stream);
 }
 
 #[test]
 fn a_hot_step_is_launches_and_nothing_that_waits_copies_or_allocates() {
-    if device().is_none() {
-        return;
+    if device().is_some() {
+        check_hot_step(launches_of(&parts(HOT), 1));
     }
-    if !emulated("child_runs_a_hot_step") {
-        return say("note: no log of driver calls here; the captured graph says the same");
-    }
-    let run = child("child_runs_a_hot_step", &[("GPUEMU_LOG", Some("2"))]).expect(HOT_ENDS);
-    let calls = calls_between(&run.text, HOT_BEGINS, HOT_ENDS);
-    assert_eq!(calls.get("cuLaunchKernel"), Some(&launches_of(&parts(HOT), 1)), "{calls:?}");
-    assert!(calls.keys().all(|call| HOT_CALLS.contains(call)), "{calls:?}");
 }
 
 #[test]
 fn child_steps_through_refused_launches() {
-    if !is_child("child_steps_through_refused_launches") {
-        return;
+    if is_child("child_steps_through_refused_launches") {
+        let (_, kernels) = device().expect("a device");
+        steps_through_a_refused_launch::<f32>(kernels, &parts("infonce hinge-con")[..], [10, 10, 8]);
     }
-    let (context, kernels) = device().expect("a device");
-    let stream = context.new_stream().unwrap();
-    let parts = parts("infonce hinge-con");
-    let mut step = Step::<f32, f32>::new(&stream, [10, 10, 8], &parts, PLENTY, 3);
-    let ones = vec![1.0f32; 80];
-    step.dx.set(&stream, &ones);
-    step.dy.set(&stream, &ones);
-    let options = || DevicePairwiseOptions { write: WriteMode::Accumulate, ..plain() };
-    match step.enqueue(kernels, &stream, &parts, options()) {
-        Err(Error::LaunchRefused { kernel, .. }) => say(&format!("refused: {kernel}")),
-        other => panic!("{other:?}"),
-    }
-    assert_eq!(step.dx.read(&stream, "dx"), ones, "a refused step has added to dx");
-    assert_eq!(step.dy.read(&stream, "dy"), ones, "a refused step has added to dy");
-    step.enqueue(kernels, &stream, &parts, options()).unwrap();
-    assert_ne!(step.dx.read(&stream, "dx"), ones);
-    context.check_err().unwrap();
 }
 
 #[test]
@@ -500,7 +332,7 @@ fn every_refused_launch_names_its_kernel_and_leaves_the_gradients_alone() {
     if device().is_none() || !emulated("child_steps_through_refused_launches") {
         return;
     }
-    let kernels = [
+    check_refused_launches(&[
         "prepare_f32",
         "pairwise_stats_both_f32",
         "pairwise_finalize",
@@ -512,10 +344,5 @@ fn every_refused_launch_names_its_kernel_and_leaves_the_gradients_alone() {
         "pairwise_mixture_report",
         "pairwise_mixture_report",
         "pairwise_finish_f32_f32",
-    ];
-    for (k, kernel) in (1..).zip(kernels) {
-        let rule = format!("launch:{k}");
-        let vars = [("GPUEMU_FAIL", Some(rule.as_str()))];
-        child("child_steps_through_refused_launches", &vars).expect(&format!("refused: {kernel}"));
-    }
+    ]);
 }

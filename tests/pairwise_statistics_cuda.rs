@@ -3,33 +3,35 @@
 
 mod cuda_support;
 
-use cuda_support::{Guarded, POISON, device, numbers, turn};
+use cuda_support::pairwise::{L2, Step};
+use cuda_support::{POISON, device, turn};
 use cudarc::driver::DevicePtr;
 use half::bf16;
 use simgrad::cuda::raw::{self, RawPairwiseStep, RawUpstream};
-use simgrad::cuda::{DeviceElement, RawBuf, RawMat, pairwise_workspace_bytes};
-use simgrad::{DType, Error, Normalization, PairwiseObjective, PairwiseReport, WriteMode};
+use simgrad::cuda::{DeviceElement, RawBuf, RawMat};
+use simgrad::{DType, Error, GradientOf, PairwiseObjective, WriteMode};
+
+const WAVE: usize = 1 << 20;
 
 /// Runs the step or its statistics; the report's loss, and whether a gradient was written.
 fn loss<T: DeviceElement>(
     objective: &PairwiseObjective,
     statistics: bool,
     workspace_short: usize,
-) -> Result<(f64, bool), Error> {
+) -> Result<(f64, bool), Error>
+where
+    f32: GradientOf<T>,
+{
     let (context, kernels) = device().expect("a device");
     let stream = context.new_stream().unwrap();
     let (n, m, d) = (130, 70, 40);
-    let of = |rows: usize, seed| Guarded::of(&stream, &numbers::<T>(rows * d, seed));
-    let (x, y) = (of(n, 1), of(m, 2));
-    let [dx, dy] = [n, m].map(|rows| Guarded::<f32>::poisoned(&stream, rows * d));
-    let report = stream.clone_htod(&[PairwiseReport::default()]).unwrap();
-    let bytes = pairwise_workspace_bytes(n, m, d, T::DTYPE, objective, Normalization::L2, 1 << 20, 0).unwrap();
-    let workspace = Guarded::<u8>::poisoned(&stream, bytes);
+    let step = Step::<T, f32>::new(&stream, objective, [n, m, d], (WAVE, 0), 1);
+    let (workspace, reports) = (step.workspace.view(), step.reports.view());
     let a = RawPairwiseStep {
-        x: RawMat::new(x.view().device_ptr(&stream).0, n, d, T::DTYPE),
-        y: Some(RawMat::new(y.view().device_ptr(&stream).0, m, d, T::DTYPE)),
+        x: RawMat::new(step.x.view().device_ptr(&stream).0, n, d, T::DTYPE),
+        y: Some(RawMat::new(step.y.view().device_ptr(&stream).0, m, d, T::DTYPE)),
         objective,
-        normalization: Normalization::L2,
+        normalization: L2,
         groups: None,
         ignore_rows: RawBuf::NULL,
         ignore_cols: RawBuf::NULL,
@@ -38,12 +40,12 @@ fn loss<T: DeviceElement>(
         log_q: RawBuf::NULL,
         upstream: RawUpstream::Host(1.0),
         write: WriteMode::Overwrite,
-        dx: RawMat::new(dx.view().device_ptr(&stream).0, n, d, DType::F32),
-        dy: Some(RawMat::new(dy.view().device_ptr(&stream).0, m, d, DType::F32)),
-        report: RawBuf::new(report.device_ptr(&stream).0, 1),
-        wave_bytes: 1 << 20,
+        dx: RawMat::new(step.dx.view().device_ptr(&stream).0, n, d, DType::F32),
+        dy: Some(RawMat::new(step.dy.view().device_ptr(&stream).0, m, d, DType::F32)),
+        report: RawBuf::new(reports.device_ptr(&stream).0, 1),
+        wave_bytes: WAVE,
         keep_bytes: 0,
-        workspace: RawBuf::new(workspace.view().device_ptr(&stream).0, bytes - workspace_short),
+        workspace: RawBuf::new(workspace.device_ptr(&stream).0, workspace.len() - workspace_short),
     };
     // SAFETY: every buffer is a live allocation of this length; the stream is waited for below.
     unsafe {
@@ -53,14 +55,15 @@ fn loss<T: DeviceElement>(
             raw::pairwise_step(kernels, &stream, &a)?;
         }
     }
-    let found = stream.clone_dtoh(&report).unwrap()[0].loss;
-    let [dx, dy] = [dx.read(&stream, "dx"), dy.read(&stream, "dy")];
-    workspace.read(&stream, "workspace");
+    let found = step.outcome(&stream);
     let written = |g: &[f32]| g.iter().any(|v| v.to_bits() != u32::from_ne_bytes([POISON; 4]));
-    Ok((found, written(&dx) || written(&dy)))
+    Ok((found.report().loss, written(&found.dx) || written(&found.dy)))
 }
 
-fn same<T: DeviceElement>() {
+fn same<T: DeviceElement>()
+where
+    f32: GradientOf<T>,
+{
     for objective in [PairwiseObjective::InfoNce { scale: 20.0 }, PairwiseObjective::SupCon { tau: 0.1 }] {
         let (whole, written) = loss::<T>(&objective, false, 0).unwrap();
         assert!(written && whole.is_finite() && whole > 0.1, "{objective}: {whole}");

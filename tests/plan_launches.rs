@@ -16,6 +16,9 @@ mod cuda_support;
 mod device;
 #[path = "../examples/roofline/numbers.rs"]
 mod numbers;
+#[path = "../benches/gpu_report/operation.rs"]
+#[allow(dead_code)]
+mod operation;
 
 use std::path::PathBuf;
 

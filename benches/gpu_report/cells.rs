@@ -10,6 +10,7 @@
 //! nothing can be right because it was right before.
 
 mod call;
+mod operation;
 mod session;
 
 use std::io::Write;
@@ -20,7 +21,8 @@ use half::{bf16, f16};
 use serde_json::json;
 use simgrad::Element;
 
-use call::{Call, OUTPUTS, Op};
+use call::{Call, Op};
+use operation::OUTPUTS;
 use session::{Session, describe};
 
 /// What a cell's name says.

@@ -5,6 +5,7 @@
 //! function unwinds: none calls what panics.
 
 mod call;
+mod operation;
 mod session;
 
 use std::cell::RefCell;

@@ -7,19 +7,13 @@ use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use cudarc::driver::sys::{self, CUuuid};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use half::{bf16, f16};
-use simgrad::cuda::raw::{
-    self, RawCosineMatrix, RawGoalStep, RawGroups, RawHardest, RawMine, RawPairwiseStep, RawRanks, RawSelected,
-    RawTopK, RawUpstream, RawWeightedGrad,
-};
-use simgrad::cuda::{Kernels, PAIRWISE_WAVE_BYTES, Plan, PlanDevice, RawBatch, RawBuf, RawMat, open_context};
-use simgrad::{
-    CosineOptions, DType, GradReport, Normalization, PairwiseObjective, PairwiseReport, StepReport, TiePolicy,
-    WriteMode,
-};
+use simgrad::cuda::{Kernels, PAIRWISE_WAVE_BYTES, Plan, PlanDevice, open_context};
+use simgrad::{DType, Normalization, PairwiseObjective};
 
 use crate::cases::{Case, Op, SCALE, goal_objective, semi_hard, siglip};
 use crate::common::{Failure, Outcome};
 use crate::numbers::embeddings;
+use crate::operation::{Addresses, OUTPUTS, Operation, Pairwise, Task};
 
 /// What the driver says of its devices when it is the emulator.
 const EMULATED: &[u8] = b"GPUEMU";
@@ -77,26 +71,30 @@ impl Memory<'_> {
         Ok(self.holds(slice))
     }
 
-    fn buffer(&mut self, elements: usize, size: usize) -> Outcome<RawBuf> {
-        Ok(RawBuf { ptr: self.zeros(elements * size)?, len: elements })
-    }
-
-    fn matrix(&mut self, rows: usize, cols: usize, dtype: DType) -> Outcome<RawMat> {
-        Ok(RawMat::new(self.zeros(rows * cols * dtype.size())?, rows, cols, dtype))
-    }
-
     /// Directions on the unit sphere.
-    fn inputs(&mut self, rows: usize, cols: usize, dtype: DType, seed: u64) -> Outcome<RawMat> {
-        let ptr = match dtype {
-            DType::F16 => self.of(&embeddings::<f16>(rows, cols, seed))?,
-            DType::Bf16 => self.of(&embeddings::<bf16>(rows, cols, seed))?,
-            _ => self.of(&embeddings::<f32>(rows, cols, seed))?,
-        };
-        Ok(RawMat::new(ptr, rows, cols, dtype))
+    fn inputs(&mut self, rows: usize, cols: usize, dtype: DType, seed: u64) -> Outcome<u64> {
+        match dtype {
+            DType::F16 => self.of(&embeddings::<f16>(rows, cols, seed)),
+            DType::Bf16 => self.of(&embeddings::<bf16>(rows, cols, seed)),
+            _ => self.of(&embeddings::<f32>(rows, cols, seed)),
+        }
     }
 }
 
-type Call<'a> = Box<dyn FnMut() -> simgrad::Result<()> + 'a>;
+/// An operation with all that it works on.
+struct Call<'a> {
+    device: &'a Device,
+    task: Task,
+    at: Addresses,
+    _memory: Memory<'a>,
+}
+
+impl Call<'_> {
+    fn enqueue(&self) -> simgrad::Result<()> {
+        // SAFETY: the buffers are as large as the task says, and whoever calls this waits for the stream before they go.
+        unsafe { self.task.enqueue(&self.device.kernels, &self.device.stream, &self.at) }
+    }
+}
 
 impl Device {
     /// Opens it and loads the kernels.
@@ -117,6 +115,7 @@ impl Device {
     }
 
     /// Mines f32 rows through a screen from now on, or does not. For tests.
+    #[allow(dead_code)]
     pub fn force_screen(&self, screens: Option<bool>) {
         self.kernels.force_screen(screens);
     }
@@ -128,197 +127,88 @@ impl Device {
 
     /// Enqueues the case once and waits for it.
     pub fn run(&self, case: &Case, plan: &Plan) -> Outcome<()> {
-        let mut memory = Memory { stream: &self.stream, held: Vec::new() };
-        let mut call = self.call(case, plan, &mut memory)?;
-        call()?;
+        let call = self.call(case, plan)?;
+        call.enqueue()?;
         self.stream.synchronize().map_err(driver)
     }
 
     /// Times the case by the device's clock, after a warm-up of 200 ms, in at most 2 s.
     pub fn time(&self, case: &Case, plan: &Plan) -> Outcome<Clock> {
-        let mut memory = Memory { stream: &self.stream, held: Vec::new() };
-        let mut call = self.call(case, plan, &mut memory)?;
+        let call = self.call(case, plan)?;
         let begin = Instant::now();
         while begin.elapsed() < Duration::from_millis(200) {
-            call()?;
+            call.enqueue()?;
             self.stream.synchronize().map_err(driver)?;
         }
         let (begin, mut samples) = (Instant::now(), Vec::new());
         while samples.len() < 5 || (samples.len() < 100 && begin.elapsed() < Duration::from_secs(2)) {
             let start = self.stream.record_event(Some(CU_EVENT_DEFAULT)).map_err(driver)?;
-            call()?;
+            call.enqueue()?;
             let end = self.stream.record_event(Some(CU_EVENT_DEFAULT)).map_err(driver)?;
             samples.push(f64::from(start.elapsed_ms(&end).map_err(driver)?) * 1e-3);
         }
         Ok(Clock::of(samples))
     }
 
-    /// Allocates everything and returns what enqueues the operation.
-    #[allow(clippy::too_many_lines)]
-    fn call<'a>(&'a self, case: &Case, plan: &Plan, memory: &mut Memory<'_>) -> Outcome<Call<'a>> {
-        let Case { op, batch, n, m, d, dtype } = *case;
-        let (kernels, stream) = (&self.kernels, &*self.stream);
-        let (x, y) = (memory.inputs(batch * n, d, dtype, 1)?, memory.inputs(batch * m, d, dtype, 2)?);
-        let workspace = memory.buffer(plan.workspace_bytes, 1)?;
-        let (normalization, write, upstream) = (Normalization::L2, WriteMode::Overwrite, RawUpstream::Host(1.0));
-        // SAFETY, of all calls below: the buffers are as large as the arguments say, and `memory` outlives the wait for the
-        // stream.
-        Ok(match op {
-            Op::CosineMatrix => {
-                let out = memory.matrix(batch * n, m, DType::F32)?;
-                let of = |matrix: RawMat, rows: usize| RawBatch {
-                    batch,
-                    rows,
-                    batch_stride: rows * matrix.cols,
-                    ..RawBatch::from(matrix)
-                };
-                let (x, y, out) = (of(x, n), of(y, m), of(out, n));
-                let options = CosineOptions::default();
-                Box::new(move || {
-                    let a = RawCosineMatrix { x, y, options: &options, out, workspace };
-                    // SAFETY: as above.
-                    unsafe { raw::cosine_matrix(kernels, stream, &a) }
-                })
+    /// Allocates everything.
+    fn call(&self, case: &Case, plan: &Plan) -> Outcome<Call<'_>> {
+        let Case { batch, n, m, d, dtype, .. } = *case;
+        let normalization = Normalization::L2;
+        let task = Task { operation: operation(case)?, batch, n, m, d, dtype, out_dtype: DType::F32, normalization };
+        let mut memory = Memory { stream: &self.stream, held: Vec::new() };
+        let mut outputs = [0; OUTPUTS];
+        for (at, (len, size)) in task.output_lens().into_iter().enumerate() {
+            // The positives of `mine` are not part of its plan.
+            if size > 0 && !(at == 0 && case.op == Op::Mine) {
+                outputs[at] = memory.zeros(len * size)?;
             }
-            Op::Mine => {
-                let mut hardest = |anchors| -> Outcome<RawHardest> {
-                    let (value, index) = (memory.buffer(anchors, 4)?, memory.buffer(anchors, 4)?);
-                    Ok(RawHardest { value, index, second: RawBuf::NULL })
-                };
-                let (rows, cols, positive) = (hardest(n)?, hardest(m)?, RawBuf::NULL);
-                let a = RawMine {
-                    x,
-                    y,
-                    normalization,
-                    groups: None,
-                    positive,
-                    rows,
-                    cols,
-                    screen: RawBuf::NULL,
-                    workspace,
-                };
-                // SAFETY: as above.
-                Box::new(move || unsafe { raw::mine(kernels, stream, &a) })
-            }
-            Op::SemiHard => {
-                let options = semi_hard();
-                let positive = memory.buffer(n.min(m), 4)?;
-                let mut selected = |anchors: usize| -> Outcome<RawSelected> {
-                    let index = memory.buffer(anchors * options.k, 4)?;
-                    let value = memory.buffer(anchors * options.k, 4)?;
-                    Ok(RawSelected { index, value, survivors: memory.buffer(anchors, 4)? })
-                };
-                let (rows, cols) = (selected(n)?, selected(m)?);
-                Box::new(move || {
-                    let options = &options;
-                    let (groups, bank) = (None, None);
-                    let a = RawTopK { x, y, options, groups, bank, positive, rows, cols, workspace };
-                    // SAFETY: as above.
-                    unsafe { raw::mine_top_k(kernels, stream, &a) }
-                })
-            }
-            Op::Lse | Op::InfoNce | Op::SigLip => {
-                let objective = if op == Op::SigLip { siglip()? } else { PairwiseObjective::InfoNce { scale: SCALE } };
-                let wave_bytes = if op == Op::Lse { 1 } else { PAIRWISE_WAVE_BYTES };
-                let (dx, dy) = (memory.matrix(n, d, DType::F32)?, memory.matrix(m, d, DType::F32)?);
-                let report = memory.buffer(1, size_of::<PairwiseReport>())?;
-                Box::new(move || {
-                    let a = RawPairwiseStep {
-                        x,
-                        y: Some(y),
-                        objective: &objective,
-                        normalization,
-                        groups: None,
-                        ignore_rows: RawBuf::NULL,
-                        ignore_cols: RawBuf::NULL,
-                        row_weights: RawBuf::NULL,
-                        col_weights: RawBuf::NULL,
-                        log_q: RawBuf::NULL,
-                        upstream,
-                        write,
-                        dx,
-                        dy: Some(dy),
-                        report,
-                        wave_bytes,
-                        keep_bytes: 0,
-                        workspace,
-                    };
-                    // SAFETY: as above.
-                    unsafe {
-                        match op {
-                            Op::Lse => raw::pairwise_statistics(kernels, stream, &a),
-                            _ => raw::pairwise_step(kernels, stream, &a),
-                        }
-                    }
-                })
-            }
-            Op::WeightedGrad => {
-                let count = 3 * n;
-                // Own pairs, and two others per row, with none much more popular than the rest.
-                let index = |of: &dyn Fn(usize) -> usize, limit: usize| -> Vec<i32> {
-                    (0..count).map(|at| (of(at) % limit.max(1)) as i32).collect()
-                };
-                let rows = memory.of(&index(&|at| at % n.max(1), n))?;
-                let cols = memory.of(&index(&|at| at % n.max(1) * (1 + at / n.max(1) * 4), m))?;
-                let values = memory.of(&vec![0.5f32; count])?;
-                let [rows, cols, values] = [rows, cols, values].map(|ptr| RawBuf { ptr, len: count });
-                let (dx, dy) = (memory.matrix(n, d, DType::F32)?, memory.matrix(m, d, DType::F32)?);
-                let report = memory.buffer(1, size_of::<GradReport>())?;
-                let a = RawWeightedGrad {
-                    x,
-                    y,
-                    rows,
-                    cols,
-                    values,
-                    normalization,
-                    upstream,
-                    write,
-                    dx,
-                    dy,
-                    report,
-                    workspace,
-                };
-                // SAFETY: as above.
-                Box::new(move || unsafe { raw::weighted_grad(kernels, stream, &a) })
-            }
-            Op::Goal => {
-                let objective = goal_objective()?;
-                let (dx, dy) = (memory.matrix(n, d, DType::F32)?, memory.matrix(n, d, DType::F32)?);
-                let report = memory.buffer(1, size_of::<StepReport>())?;
-                Box::new(move || {
-                    let a = RawGoalStep {
-                        x,
-                        y,
-                        objective: &objective,
-                        normalization,
-                        groups: None,
-                        upstream,
-                        write,
-                        dx,
-                        dy,
-                        report,
-                        detail: RawBuf::NULL,
-                        workspace,
-                    };
-                    // SAFETY: as above.
-                    unsafe { raw::goal_step(kernels, stream, &a) }
-                })
-            }
-            Op::Ranks => {
-                // As many columns to a row as there are columns for each.
-                let per_row = m.div_ceil(n.max(1)).max(1);
-                let groups = [(n, 1), (m, per_row)].map(|(len, of)| {
-                    let ids: Vec<i64> = (0..len).map(|at| (at / of) as i64).collect();
-                    memory.of(&ids).map(|ptr| RawBuf { ptr, len })
-                });
-                let [group_rows, group_cols] = groups;
-                let groups = Some(RawGroups { rows: group_rows?, cols: group_cols? });
-                let (rows, cols) = (memory.buffer(n, 4)?, memory.buffer(m, 4)?);
-                let ties = TiePolicy::LowestIndex;
-                let a = RawRanks { x, y, normalization, groups, ties, rows, cols, workspace };
-                // SAFETY: as above.
-                Box::new(move || unsafe { raw::ranks(kernels, stream, &a) })
-            }
-        })
+        }
+        let at = Addresses {
+            x: memory.inputs(batch * n, d, dtype, 1)?,
+            y: memory.inputs(batch * m, d, dtype, 2)?,
+            inputs: more_inputs(task.operation, [n, m], &mut memory)?,
+            outputs,
+            workspace: memory.zeros(plan.workspace_bytes)?,
+            workspace_bytes: plan.workspace_bytes,
+        };
+        Ok(Call { device: self, task, at, _memory: memory })
     }
+}
+
+fn operation(case: &Case) -> Outcome<Operation> {
+    let pairwise = |objective, wave_bytes| Pairwise { objective, wave_bytes, keep_bytes: 0 };
+    let infonce = PairwiseObjective::InfoNce { scale: SCALE };
+    Ok(match case.op {
+        Op::CosineMatrix => Operation::CosineMatrix,
+        Op::Mine => Operation::Mine,
+        Op::SemiHard => Operation::MineTopK(semi_hard()),
+        Op::Lse => Operation::PairwiseStatistics(pairwise(infonce, 1)),
+        Op::InfoNce => Operation::PairwiseStep(pairwise(infonce, PAIRWISE_WAVE_BYTES)),
+        Op::SigLip => Operation::PairwiseStep(pairwise(siglip()?, PAIRWISE_WAVE_BYTES)),
+        Op::WeightedGrad => Operation::WeightedGrad(3 * case.n),
+        Op::Goal => Operation::GoalStep(goal_objective()?),
+        Op::Ranks => Operation::Ranks { groups: true },
+    })
+}
+
+/// What an operation takes beside `x` and `y`.
+fn more_inputs(operation: Operation, [n, m]: [usize; 2], memory: &mut Memory<'_>) -> Outcome<[u64; 3]> {
+    Ok(match operation {
+        Operation::WeightedGrad(count) => {
+            // Own pairs, and two others per row, with none much more popular than the rest.
+            let index = |of: &dyn Fn(usize) -> usize, limit: usize| -> Vec<i32> {
+                (0..count).map(|at| (of(at) % limit.max(1)) as i32).collect()
+            };
+            let rows = memory.of(&index(&|at| at % n.max(1), n))?;
+            let cols = memory.of(&index(&|at| at % n.max(1) * (1 + at / n.max(1) * 4), m))?;
+            [rows, cols, memory.of(&vec![0.5f32; count])?]
+        }
+        Operation::Ranks { groups: true } => {
+            // As many columns to a row as there are columns for each.
+            let per_row = m.div_ceil(n.max(1)).max(1);
+            let mut ids = |len, of: usize| memory.of(&(0..len).map(|at| (at / of) as i64).collect::<Vec<_>>());
+            [ids(n, 1)?, ids(m, per_row)?, 0]
+        }
+        _ => [0; 3],
+    })
 }

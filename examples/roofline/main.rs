@@ -9,6 +9,10 @@ mod counters;
 mod cpu;
 mod device;
 mod numbers;
+// It knows more operations than are planned here.
+#[path = "../../benches/gpu_report/operation.rs"]
+#[allow(dead_code)]
+mod operation;
 mod table;
 mod text;
 

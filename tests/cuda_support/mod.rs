@@ -2,6 +2,9 @@
 #![cfg(feature = "cuda")]
 #![allow(dead_code)]
 
+pub mod counters;
+pub mod pairwise;
+
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::Command;
@@ -58,7 +61,7 @@ pub fn by_groups(kernels: &Kernels) -> bool {
 }
 
 /// Calls of a step that neither wait nor copy nor allocate. Tensor maps are computed on the host.
-pub const HOT_CALLS: [&str; 3] = ["cuLaunchKernel", "cuCtxGetCurrent", "cuTensorMapEncodeTiled"];
+const HOT_CALLS: [&str; 3] = ["cuLaunchKernel", "cuCtxGetCurrent", "cuTensorMapEncodeTiled"];
 
 /// Held by a test while it uses the device: a strict capture forbids other threads most of what they might do.
 pub fn turn() -> MutexGuard<'static, ()> {
@@ -259,6 +262,41 @@ pub fn child(test: &str, vars: &[(&str, Option<&str>)]) -> Child {
     let output = command.output().expect("a child process");
     let text = [output.stdout, output.stderr].map(|o| String::from_utf8_lossy(&o).into_owned()).concat();
     Child { ok: output.status.success(), text }
+}
+
+const HOT_CHILD: &str = "child_runs_a_hot_step";
+const HOT_BEGINS: &str = "the hot step begins";
+/// Said behind a hot step, and only if it was successful.
+pub const HOT_ENDS: &str = "the hot step ends";
+
+/// Enqueues a step between two marks in the log of driver calls.
+pub fn hot(step: impl FnOnce()) {
+    say(HOT_BEGINS);
+    step();
+    say(HOT_ENDS);
+}
+
+/// Runs `child_runs_a_hot_step` of this binary: between its marks are so many launches and nothing that waits, copies or
+/// allocates.
+#[track_caller]
+pub fn check_hot_step(launches: usize) {
+    if !emulated(HOT_CHILD) {
+        return say("note: no log of driver calls here; the captured graph says the same");
+    }
+    let run = child(HOT_CHILD, &[("GPUEMU_LOG", Some("2"))]).expect(HOT_ENDS);
+    let calls = calls_between(&run.text, HOT_BEGINS, HOT_ENDS);
+    assert_eq!(calls.get("cuLaunchKernel"), Some(&launches), "{calls:?}");
+    assert!(calls.keys().all(|call| HOT_CALLS.contains(call)), "{calls:?}");
+}
+
+/// Runs `child_steps_through_refused_launches` of this binary once for each of a step's launches, which the driver refuses.
+#[track_caller]
+pub fn check_refused_launches(kernels: &[&str]) {
+    for (k, kernel) in (1..).zip(kernels) {
+        let rule = format!("launch:{k}");
+        let vars = [("GPUEMU_FAIL", Some(rule.as_str()))];
+        child("child_steps_through_refused_launches", &vars).expect(&format!("refused: {kernel}"));
+    }
 }
 
 /// Whether the driver is one that takes `GPUEMU_*` variables, given a test that opens a device in a child process.
