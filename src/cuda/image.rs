@@ -258,6 +258,7 @@ pub(crate) const IMAGES: &[Image] = &[
             "normalize_backward_bf16_f32",
         ]
     ),
+    image!("split", ["split_f32"]),
     image!(
         "top_k",
         [
