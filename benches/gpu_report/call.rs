@@ -6,7 +6,7 @@ use simgrad::cuda::raw::{self, RawGroups, RawHardest, RawSelected, RawUpstream};
 use simgrad::cuda::{self, Kernels, RawBatch, RawBuf, RawMat};
 use simgrad::{
     CosineOptions, DType, Error, Fallback, GradReport, MinedTriplet, MinedTripletReport, Normalization, Objective,
-    PairwiseObjective, PairwiseReport, Result, StepReport, TiePolicy, TopKOptions, WriteMode,
+    PairwiseObjective, PairwiseReport, Precision, Result, StepReport, TiePolicy, TopKOptions, WriteMode,
 };
 
 /// Outputs of an operation at most.
@@ -67,7 +67,8 @@ pub struct Call {
     pub out_dtype: u32,
     /// Rows are normalised unless 0.
     pub normalize: u32,
-    /// Of `GoalStep` an index into [`GOAL_OBJECTIVES`]; of the pairwise ones 0 InfoNCE, 1 SigLIP.
+    /// Of `GoalStep` an index into [`GOAL_OBJECTIVES`]; of the pairwise ones 0 InfoNCE, 1 SigLIP; of `CosineMatrix` 0 full
+    /// precision, 1 f32 in parts of bf16.
     pub objective: u32,
     /// Of `MineTopK`: only negatives below the positive, unless 0.
     pub semi_hard: u32,
@@ -140,6 +141,15 @@ impl<'a> Typed<'a> {
         })
     }
 
+    fn cosine(&self) -> Result<CosineOptions> {
+        let precision = match self.c.objective {
+            0 => Precision::Full,
+            1 => Precision::SplitBf16,
+            other => return Err(invalid("objective", "0 or 1", other)),
+        };
+        Ok(CosineOptions { normalization: self.normalization, precision, ..CosineOptions::default() })
+    }
+
     fn goal(&self) -> Result<Objective> {
         let at = self.c.objective;
         GOAL_OBJECTIVES.get(at as usize).ok_or_else(|| invalid("objective", "0, 1 or 2", at))?.parse()
@@ -164,7 +174,7 @@ impl<'a> Typed<'a> {
         let Self { c, n, m, d, dtype, normalization, .. } = *self;
         match self.op {
             Op::Normalize => Ok(0),
-            Op::CosineMatrix => cuda::cosine_matrix_workspace_bytes(c.batch as usize, n, m, d, dtype, normalization),
+            Op::CosineMatrix => cuda::cosine_matrix_workspace_bytes(c.batch as usize, n, m, d, dtype, &self.cosine()?),
             Op::Mine => cuda::mine_workspace_bytes(n, m, d, dtype, normalization, false),
             Op::MineTopK => cuda::mine_top_k_workspace_bytes(n, m, None, d, dtype, &self.top_k()),
             Op::WeightedGrad => cuda::weighted_grad_workspace_bytes(n, m, d, dtype, c.k as usize, normalization),
@@ -250,7 +260,7 @@ pub unsafe fn enqueue(kernels: &Kernels, stream: &CudaStream, c: &Call) -> Resul
                 let batch = c.batch as usize;
                 let of = |m: RawMat| RawBatch { batch, batch_stride: m.rows * m.cols, ..m.into() };
                 let out = of(RawMat::new(c.outputs[0], t.n, t.m, t.out_dtype));
-                let options = CosineOptions { normalization, ..CosineOptions::default() };
+                let options = t.cosine()?;
                 let a = raw::RawCosineMatrix { x: of(x), y: of(y), options: &options, out, workspace };
                 raw::cosine_matrix(kernels, stream, &a)
             }

@@ -12,10 +12,7 @@ use simgrad::cuda::raw::{
     RawTopK, RawUpstream, RawWeightedGrad,
 };
 use simgrad::cuda::{Kernels, PAIRWISE_WAVE_BYTES, Plan, PlanDevice, RawBatch, RawBuf, RawMat, open_context};
-use simgrad::{
-    CosineOptions, DType, GradReport, Normalization, PairwiseObjective, PairwiseReport, StepReport, TiePolicy,
-    WriteMode,
-};
+use simgrad::{DType, GradReport, Normalization, PairwiseObjective, PairwiseReport, StepReport, TiePolicy, WriteMode};
 
 use crate::cases::{Case, Op, SCALE, goal_objective, semi_hard, siglip};
 use crate::common::{Failure, Outcome};
@@ -159,7 +156,7 @@ impl Device {
         // SAFETY, of all calls below: the buffers are as large as the arguments say, and `memory` outlives the wait for the
         // stream.
         Ok(match op {
-            Op::CosineMatrix => {
+            Op::CosineMatrix | Op::CosineSplit => {
                 let out = memory.matrix(batch * n, m, DType::F32)?;
                 let of = |matrix: RawMat, rows: usize| RawBatch {
                     batch,
@@ -168,7 +165,7 @@ impl Device {
                     ..RawBatch::from(matrix)
                 };
                 let (x, y, out) = (of(x, n), of(y, m), of(out, n));
-                let options = CosineOptions::default();
+                let options = op.similarities().unwrap_or_default();
                 Box::new(move || {
                     let a = RawCosineMatrix { x, y, options: &options, out, workspace };
                     // SAFETY: as above.
