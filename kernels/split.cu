@@ -6,9 +6,10 @@
 //   X'_i . Y'_j = lo_x.hi_y + hi_x.lo_y + hi_x.hi_y  =  s_x.s_y - (lo_x.lo_y and what lo is rounded by)
 //   x_i . y_j  ~  X'_i . Y'_j inv_x[i] inv_y[j]
 //
-//   with normalisation     e_i = floor(log2 max_k |x_ik|), inv[i] = 1 / (r_i 2^-e_i); 0 for a zero row, NaN for a row with a NaN or Inf
-//   without                e_i = 0, but -64 for rows so small that bf16 cannot hold their parts, 1 for those that could round to
-//                          infinity; inv[i] = 2^e_i
+//   kSplitNorm    e_i = floor(log2 max_k |x_ik|), inv[i] = 1 / (r_i 2^-e_i); 0 for a zero row, NaN for a row with a NaN or Inf
+//   kSplitNeeded  e_i = 0, but -64 for rows so small that bf16 cannot hold their parts, 1 for those that could round to
+//                 infinity; inv[i] = 2^e_i
+//   kSplitAsIs    e_i = 0; no inv
 //   X', Y'  (rows, 3 D')   bf16;  inv  f32
 //   hi* is hi, and 0 where it is not finite: an Inf or NaN meets the other row once, as it does in f32, and no 0 of a lo.
 //   For the same reason hi is never 0 or Inf where x is not: that would make NaN of Inf . x.
@@ -25,6 +26,7 @@
 namespace {
 
 constexpr uint32_t kBlocks = 6;  // on a multiprocessor: 48 warps hide the latency, and no register has to be spilled
+constexpr uint32_t kSplitNeeded = 0, kSplitNorm = 1, kSplitAsIs = 2;  // PrepareParams::normalize, here
 constexpr uint32_t kSmallestNormal = 0x00800000u;
 constexpr uint32_t kLargestBf16 = 0x7f7f0000u;
 
@@ -54,12 +56,15 @@ __device__ __forceinline__ void store_four(__nv_bfloat16* to, const Four& v) {
 }
 
 // Splits row i of one side. `low_first`: X', otherwise Y'.
-__device__ __forceinline__ void split_row(const PrepareSide& s, uint32_t i, uint32_t d, bool normalize, bool low_first) {
+__device__ __forceinline__ void split_row(const PrepareSide& s, uint32_t i, uint32_t d, uint32_t scaling, bool low_first) {
     const uint32_t matrix = i / s.rows;
     const float* x = static_cast<const float*>(s.src) + matrix * s.batch_stride + (i - matrix * s.rows) * s.ld;  // (d)
-    const RowNorm r = measure_row(x, d, s.aligned);
-    const int shift = normalize ? r.exponent : shift_of(r.exponent);
-    if (lane_id() == 0) s.inv[i] = normalize ? r.inv() : pow2(shift);
+    int shift = 0;
+    if (scaling != kSplitAsIs) {
+        const RowNorm r = measure_row(x, d, s.aligned);
+        shift = scaling == kSplitNorm ? r.exponent : shift_of(r.exponent);
+        if (lane_id() == 0) s.inv[i] = scaling == kSplitNorm ? r.inv() : pow2(shift);
+    }
     __nv_bfloat16* const out = static_cast<__nv_bfloat16*>(s.staged) + i * s.staged_ld;  // (3, depth)
     const uint32_t depth = uint32_t(s.staged_ld) / 3;
     for (uint32_t col = lane_id() * kVector<float>; col < depth; col += kWarpSize * kVector<float>) {

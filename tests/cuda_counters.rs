@@ -19,7 +19,7 @@ use simgrad::cuda::{
 };
 use simgrad::{
     CosineOptions, DType, Error, MatMut, MatRef, MineOptions, Normalization, Objective, PairwiseObjective,
-    PairwiseOptions, PairwisePart, PairwiseReport, RecallOptions, StepOptions,
+    PairwiseOptions, PairwisePart, PairwiseReport, Precision, RecallOptions, StepOptions,
 };
 
 const N: usize = 1024;
@@ -98,8 +98,8 @@ fn child_steps_kept(parts: &[PairwisePart], one: Option<PairwiseObjective>) {
     let (wave, keep) = (PAIRWISE_WAVE_BYTES, 4 * N * N);
     let l2 = Normalization::L2;
     let bytes = match &one {
-        Some(objective) => pairwise_workspace_bytes(N, N, D, DType::Bf16, objective, l2, wave, keep),
-        None => pairwise_mixture_workspace_bytes(N, N, D, DType::Bf16, parts, l2, wave, keep, false),
+        Some(objective) => pairwise_workspace_bytes(N, N, D, DType::Bf16, objective, l2, wave, keep, Precision::Full),
+        None => pairwise_mixture_workspace_bytes(N, N, D, DType::Bf16, parts, l2, wave, keep, Precision::Full, false),
     };
     let (x, y) = (numbers::<bf16>(N * D, 1), numbers::<bf16>(N * D, 2));
     let (x, y) = (Guarded::of(&stream, &x), Guarded::of(&stream, &y));

@@ -14,7 +14,7 @@ use simgrad::cuda::raw::{self, RawPairwiseMixture, RawUpstream};
 use simgrad::cuda::*;
 use simgrad::{
     DType, Error, GradientOf, MixtureObjective, Normalization, PairwiseObjective, PairwisePart, PairwiseReport,
-    WriteMode,
+    Precision, WriteMode,
 };
 
 const L2: Normalization = Normalization::L2;
@@ -62,7 +62,8 @@ impl<T: DeviceElement, G: GradientOf<T> + DeviceElement> Step<T, G> {
         grant @ (wave, keep): Grant,
         seed: u64,
     ) -> Self {
-        let bytes = pairwise_mixture_workspace_bytes(n, m, d, T::DTYPE, parts, L2, wave, keep, false).unwrap();
+        let bytes =
+            pairwise_mixture_workspace_bytes(n, m, d, T::DTYPE, parts, L2, wave, keep, Precision::Full, false).unwrap();
         let report = PairwiseReport { loss: f64::NAN, d_scale: f64::NAN, overflow: 77, ..PairwiseReport::default() };
         Self {
             shape: [n, m, d],
@@ -80,7 +81,8 @@ impl<T: DeviceElement, G: GradientOf<T> + DeviceElement> Step<T, G> {
     /// The same step, which also compares the parts' gradients.
     fn with_conflict(mut self, stream: &Arc<CudaStream>, parts: &[PairwisePart]) -> Self {
         let ([n, m, d], (wave, keep)) = (self.shape, self.grant);
-        let bytes = pairwise_mixture_workspace_bytes(n, m, d, T::DTYPE, parts, L2, wave, keep, true).unwrap();
+        let bytes =
+            pairwise_mixture_workspace_bytes(n, m, d, T::DTYPE, parts, L2, wave, keep, Precision::Full, true).unwrap();
         self.workspace = Guarded::poisoned(stream, bytes);
         self.conflict = Some(Guarded::poisoned(stream, pairwise_conflict_len(parts.len())));
         self
@@ -165,7 +167,7 @@ fn stored_similarities_change_no_bit() {
 #[test]
 fn room_for_similarities_is_taken_only_where_they_fit_and_save_a_sweep() {
     let bytes = |name: &str, keep: usize| {
-        pairwise_workspace_bytes(300, 200, 8, DType::F32, &name.parse().unwrap(), L2, 0, keep).unwrap()
+        pairwise_workspace_bytes(300, 200, 8, DType::F32, &name.parse().unwrap(), L2, 0, keep, Precision::Full).unwrap()
     };
     let all = 384 * 256 * 4;
     assert_eq!(bytes("infonce", all) - bytes("infonce", 0), all);
@@ -256,8 +258,18 @@ fn a_set_with_itself_can_be_captured() {
     let ids = Guarded::of(&stream, &(0..n as i64).map(|i| i % 4).collect::<Vec<i64>>());
     let mut dx = Guarded::<f32>::poisoned(&stream, n * d);
     let mut reports = stream.clone_htod(&[PairwiseReport::default(); 2]).unwrap();
-    let bytes =
-        pairwise_mixture_single_workspace_bytes(n, d, DType::F32, &parts, L2, PAIRWISE_WAVE_BYTES, 0, true).unwrap();
+    let bytes = pairwise_mixture_single_workspace_bytes(
+        n,
+        d,
+        DType::F32,
+        &parts,
+        L2,
+        PAIRWISE_WAVE_BYTES,
+        0,
+        Precision::Full,
+        true,
+    )
+    .unwrap();
     let mut work = Guarded::poisoned(&stream, bytes);
     let mut conflict = Guarded::poisoned(&stream, pairwise_conflict_len(2));
     let graph = capture(&stream, || {
@@ -381,7 +393,8 @@ fn bad_pointers_and_sizes_are_refused_before_anything_is_enqueued() {
     let parts = parts("infonce hinge-con");
     let mat = |ptr| RawMat::new(ptr, 4, 8, DType::F32);
     let wave = PAIRWISE_WAVE_BYTES;
-    let bytes = pairwise_mixture_workspace_bytes(4, 4, 8, DType::F32, &parts, L2, wave, 0, false).unwrap();
+    let bytes =
+        pairwise_mixture_workspace_bytes(4, 4, 8, DType::F32, &parts, L2, wave, 0, Precision::Full, false).unwrap();
     let good = RawPairwiseMixture {
         x: mat(0x1000),
         y: Some(mat(0x2000)),
@@ -401,6 +414,7 @@ fn bad_pointers_and_sizes_are_refused_before_anything_is_enqueued() {
         conflict: RawBuf::NULL,
         wave_bytes: wave,
         keep_bytes: 0,
+        precision: Precision::Full,
         workspace: RawBuf::new(0x10_0000, bytes),
     };
     let refused =

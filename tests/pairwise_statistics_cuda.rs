@@ -8,7 +8,7 @@ use cudarc::driver::DevicePtr;
 use half::bf16;
 use simgrad::cuda::raw::{self, RawPairwiseStep, RawUpstream};
 use simgrad::cuda::{DeviceElement, RawBuf, RawMat, pairwise_workspace_bytes};
-use simgrad::{DType, Error, Normalization, PairwiseObjective, PairwiseReport, WriteMode};
+use simgrad::{DType, Error, Normalization, PairwiseObjective, PairwiseReport, Precision, WriteMode};
 
 /// Runs the step or its statistics; the report's loss, and whether a gradient was written.
 fn loss<T: DeviceElement>(
@@ -23,7 +23,8 @@ fn loss<T: DeviceElement>(
     let (x, y) = (of(n, 1), of(m, 2));
     let [dx, dy] = [n, m].map(|rows| Guarded::<f32>::poisoned(&stream, rows * d));
     let report = stream.clone_htod(&[PairwiseReport::default()]).unwrap();
-    let bytes = pairwise_workspace_bytes(n, m, d, T::DTYPE, objective, Normalization::L2, 1 << 20, 0).unwrap();
+    let bytes =
+        pairwise_workspace_bytes(n, m, d, T::DTYPE, objective, Normalization::L2, 1 << 20, 0, Precision::Full).unwrap();
     let workspace = Guarded::<u8>::poisoned(&stream, bytes);
     let a = RawPairwiseStep {
         x: RawMat::new(x.view().device_ptr(&stream).0, n, d, T::DTYPE),
@@ -43,6 +44,7 @@ fn loss<T: DeviceElement>(
         report: RawBuf::new(report.device_ptr(&stream).0, 1),
         wave_bytes: 1 << 20,
         keep_bytes: 0,
+        precision: Precision::Full,
         workspace: RawBuf::new(workspace.view().device_ptr(&stream).0, bytes - workspace_short),
     };
     // SAFETY: every buffer is a live allocation of this length; the stream is waited for below.

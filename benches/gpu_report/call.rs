@@ -184,7 +184,17 @@ impl<'a> Typed<'a> {
             }
             Op::PairwiseStep | Op::PairwiseStatistics => {
                 let (wave, keep) = (c.wave_bytes as usize, c.keep_bytes as usize);
-                cuda::pairwise_workspace_bytes(n, m, d, dtype, &self.pairwise()?, normalization, wave, keep)
+                cuda::pairwise_workspace_bytes(
+                    n,
+                    m,
+                    d,
+                    dtype,
+                    &self.pairwise()?,
+                    normalization,
+                    wave,
+                    keep,
+                    Precision::Full,
+                )
             }
             Op::Ranks => cuda::ranks_workspace_bytes(n, m, d, dtype, normalization, c.inputs[0] != 0),
         }
@@ -354,6 +364,7 @@ pub unsafe fn enqueue(kernels: &Kernels, stream: &CudaStream, c: &Call) -> Resul
                     report: t.out(2),
                     wave_bytes: c.wave_bytes as usize,
                     keep_bytes: c.keep_bytes as usize,
+                    precision: Precision::Full,
                     workspace,
                 };
                 if t.op == Op::PairwiseStep {

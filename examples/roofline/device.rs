@@ -12,7 +12,9 @@ use simgrad::cuda::raw::{
     RawTopK, RawUpstream, RawWeightedGrad,
 };
 use simgrad::cuda::{Kernels, PAIRWISE_WAVE_BYTES, Plan, PlanDevice, RawBatch, RawBuf, RawMat, open_context};
-use simgrad::{DType, GradReport, Normalization, PairwiseObjective, PairwiseReport, StepReport, TiePolicy, WriteMode};
+use simgrad::{
+    DType, GradReport, Normalization, PairwiseObjective, PairwiseReport, Precision, StepReport, TiePolicy, WriteMode,
+};
 
 use crate::cases::{Case, Op, SCALE, goal_objective, semi_hard, siglip};
 use crate::common::{Failure, Outcome};
@@ -223,6 +225,7 @@ impl Device {
                         report,
                         wave_bytes,
                         keep_bytes: 0,
+                        precision: Precision::Full,
                         workspace,
                     };
                     // SAFETY: as above.

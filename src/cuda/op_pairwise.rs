@@ -15,7 +15,7 @@ use super::row_norms::gradient_kernel;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::mixture::PairwisePart;
-use crate::options::Normalization;
+use crate::options::{Normalization, Precision};
 use crate::pairwise::PairwiseObjective;
 
 const OP: &str = "pairwise_step";
@@ -206,7 +206,7 @@ fn floor_of(inputs: &Inputs, results: f64, launches: u32) -> Floor {
 }
 
 impl Plan {
-    /// Of [`pairwise_step`](super::pairwise_step()) with gradients of type `gradient`, at most `wave_bytes` for weights and
+    /// Of [`pairwise_step`](super::pairwise_step()) in [`Precision::Full`], with gradients of type `gradient`, at most `wave_bytes` for weights and
     /// `keep_bytes` for similarities.
     ///
     /// # Errors
@@ -224,7 +224,8 @@ impl Plan {
         keep_bytes: usize,
         device: PlanDevice,
     ) -> Result<Self> {
-        Self::of_pairs(OP, [n, m, d], [dtype, gradient], objective, Grant { wave_bytes, keep_bytes }, device)
+        let grant = Grant { wave_bytes, keep_bytes, precision: Precision::Full };
+        Self::of_pairs(OP, [n, m, d], [dtype, gradient], objective, grant, device)
     }
 
     /// Of what [`pairwise_step`](super::pairwise_step()) does before it weighs pairs: for InfoNCE the log-sum-exp of every row
@@ -240,7 +241,7 @@ impl Plan {
         objective: &PairwiseObjective,
         device: PlanDevice,
     ) -> Result<Self> {
-        let grant = Grant { wave_bytes: 1, keep_bytes: 0 };
+        let grant = Grant { wave_bytes: 1, keep_bytes: 0, precision: Precision::Full };
         Self::of_pairs("pairwise_statistics", [n, m, d], [dtype, DType::F32], objective, grant, device)
     }
 
@@ -256,7 +257,8 @@ impl Plan {
         let [n, m, d] = extents;
         let kernel = gradient_kernel(op, "dx", dtype, gradient, &FINISH)?;
         let l2 = Normalization::L2;
-        let workspace = pairwise_workspace_bytes(n, m, d, dtype, objective, l2, grant.wave_bytes, grant.keep_bytes)?;
+        let Grant { wave_bytes, keep_bytes, precision } = grant;
+        let workspace = pairwise_workspace_bytes(n, m, d, dtype, objective, l2, wave_bytes, keep_bytes, precision)?;
         let part = [PairwisePart::new(1.0, *objective)];
         let y = inputs.matrix(m);
         let plan = pairwise_plan::Plan::new(Kind::Step, &inputs.matrix(n), Some(&y), &part, l2, grant, false)?;

@@ -1,4 +1,7 @@
 //! Rows of f32 as bf16 operands of three parts, for products of f32 grade on tensor cores.
+//!
+//! With `lo` and `hi` the parts of an element, and `hi*` as `kernels/split.cu` has it, `X'` is `[lo | hi* | hi]` and `Y'`
+//! `[hi* | lo | hi]`.
 
 use cudarc::driver::CudaStream;
 
@@ -29,15 +32,26 @@ pub(crate) const fn split_depth(d: usize) -> usize {
     PARTS.saturating_mul(d.saturating_add(PART_ALIGN - 1) / PART_ALIGN * PART_ALIGN)
 }
 
+/// What rows are multiplied by before they are split; `kSplit*` in `kernels/split.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scaling {
+    /// A power of two where bf16 could not hold the parts.
+    Needed = 0,
+    /// A power of two that makes the largest element one of 1 to 2, and the norm goes to the factor of the row.
+    Norm = 1,
+    /// Nothing; there are no factors of rows.
+    No = 2,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Side {
     source: RawBatch,
     parts: Region,
-    inv: Region,
+    inv: Option<Region>,
 }
 
 impl Side {
-    fn plan(layout: &mut Layout, op: &'static str, m: &RawBatch) -> Result<Self> {
+    fn plan(layout: &mut Layout, op: &'static str, m: &RawBatch, scaling: Scaling) -> Result<Self> {
         // Matrices that are one and the same are split once.
         let source = RawBatch { batch: if m.batch_stride == 0 { m.batch.min(1) } else { m.batch }, ..*m };
         let count = source.batch.saturating_mul(source.rows);
@@ -46,7 +60,8 @@ impl Side {
         let depth = split_depth(m.cols);
         check_extent(op, "bytes of a row", depth.saturating_mul(DType::Bf16.size()))?;
         let parts = layout.take::<u8>(&[count, depth, DType::Bf16.size()])?;
-        Ok(Self { source, parts, inv: layout.take::<f32>(&[count])? })
+        let inv = if scaling == Scaling::No { None } else { Some(layout.take::<f32>(&[count])?) };
+        Ok(Self { source, parts, inv })
     }
 
     fn count(&self) -> usize {
@@ -57,12 +72,12 @@ impl Side {
         split_depth(self.source.cols)
     }
 
-    fn params(&self, base: u64) -> PrepareSide {
-        let s = &self.source;
+    fn params(&self, base: u64, source: &RawBatch) -> PrepareSide {
+        let s = source;
         PrepareSide {
             src: s.ptr,
             staged: self.parts.at(base),
-            inv: self.inv.at(base),
+            inv: self.inv.map_or(0, |r| r.at(base)),
             exponent: 0,
             ld: s.row_stride as i64,
             batch_stride: s.batch_stride as i64,
@@ -81,14 +96,15 @@ impl Side {
             ptr: self.parts.at(base),
             row_stride: self.depth(),
             batch_stride: if one { 0 } else { s.rows * self.depth() },
-            inv: self.inv.at(base),
+            inv: self.inv.map_or(0, |r| r.at(base)),
             inv_batch_stride: if one { 0 } else { s.rows },
         }
     }
 
     /// Bytes that the kernel reads and writes.
     fn traffic(&self) -> [f64; 2] {
-        let written = self.depth() * DType::Bf16.size() + size_of::<f32>();
+        let factor = if self.inv.is_some() { size_of::<f32>() } else { 0 };
+        let written = self.depth() * DType::Bf16.size() + factor;
         [self.source.cols * DType::F32.size(), written].map(|bytes| self.count() as f64 * bytes as f64)
     }
 }
@@ -99,7 +115,7 @@ impl Side {
 pub(crate) struct Split {
     x: Side,
     y: Side,
-    l2: bool,
+    scaling: Scaling,
 }
 
 impl Split {
@@ -110,8 +126,18 @@ impl Split {
         [x, y]: [&RawBatch; 2],
         normalization: Normalization,
     ) -> Result<Self> {
-        let (x, y) = (Side::plan(layout, op, x)?, Side::plan(layout, op, y)?);
-        Ok(Self { x, y, l2: normalization == Normalization::L2 })
+        let scaling = if normalization == Normalization::L2 { Scaling::Norm } else { Scaling::Needed };
+        Self::of_scaling(layout, op, [x, y], scaling)
+    }
+
+    /// For rows that [`Self::launch_from`] gets, of the shapes of `x` and `y`: as they are, without factors.
+    pub(crate) fn plan_as_is(layout: &mut Layout, op: &'static str, matrices: [&RawBatch; 2]) -> Result<Self> {
+        Self::of_scaling(layout, op, matrices, Scaling::No)
+    }
+
+    fn of_scaling(layout: &mut Layout, op: &'static str, [x, y]: [&RawBatch; 2], scaling: Scaling) -> Result<Self> {
+        let [x, y] = [Side::plan(layout, op, x, scaling)?, Side::plan(layout, op, y, scaling)?];
+        Ok(Self { x, y, scaling })
     }
 
     fn blocks(&self) -> u32 {
@@ -139,15 +165,42 @@ impl Split {
     /// # Safety
     /// The matrices of the plan are valid on the stream's device, and `base` is a workspace of the layout's size.
     pub(crate) unsafe fn launch(&self, kernels: &Kernels, stream: &CudaStream, base: u64) -> Result<()> {
+        // SAFETY: by the caller's promise.
+        unsafe { self.launch_of(kernels, stream, base, [&self.x.source, &self.y.source]) }
+    }
+
+    /// As [`Self::launch`], of rows at other places than the plan's matrices.
+    ///
+    /// # Safety
+    /// As [`Self::launch`], of these rows.
+    pub(crate) unsafe fn launch_from(
+        &self,
+        kernels: &Kernels,
+        stream: &CudaStream,
+        base: u64,
+        [x, y]: [Operand; 2],
+    ) -> Result<()> {
+        let of = |side: &Side, rows: Operand| RawBatch { ptr: rows.ptr, row_stride: rows.row_stride, ..side.source };
+        // SAFETY: by the caller's promise.
+        unsafe { self.launch_of(kernels, stream, base, [&of(&self.x, x), &of(&self.y, y)]) }
+    }
+
+    unsafe fn launch_of(
+        &self,
+        kernels: &Kernels,
+        stream: &CudaStream,
+        base: u64,
+        [x, y]: [&RawBatch; 2],
+    ) -> Result<()> {
         let params = PrepareParams {
-            x: self.x.params(base),
-            y: self.y.params(base),
+            x: self.x.params(base, x),
+            y: self.y.params(base, y),
             pmin: 0,
             zeroed: 0,
             cleared: 0,
             zeroed_len: 0,
             d: self.x.source.cols as u32,
-            normalize: u32::from(self.l2),
+            normalize: self.scaling as u32,
             pad_: 0,
         };
         // SAFETY: the kernel reads the sources and writes the regions of the plan, by the caller's promise.
