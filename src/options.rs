@@ -58,10 +58,11 @@ pub enum Precision {
     /// that of bf16 inputs with `d` features does. docs/numerics.md has the derivation.
     ///
     /// Rows of any norm have that precision, as long as `|x| |y|` is not near the limits of f32. Zeros, NaN and infinities give
-    /// what they give under [`Full`](Self::Full); similarities whose terms exceed the range of f32 are not finite under either,
-    /// but may be an infinity under one and NaN under the other.
+    /// what they give under [`Full`](Self::Full). Only where finite terms or sums of them leave the range of f32 may an infinity
+    /// of one be NaN or, close to that limit, a number of the other.
     ///
-    /// Costs three products of bf16, and 6 bytes of workspace per element of the inputs instead of at most 4.
+    /// Costs three products of bf16, and 6 bytes of workspace per element of the inputs instead of at most 4. For steps over all
+    /// pairs see [`PairwiseOptions::precision`](crate::PairwiseOptions::precision).
     SplitBf16,
 }
 

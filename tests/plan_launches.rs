@@ -23,12 +23,12 @@ use cases::{Case, Op};
 use counters::Pair;
 use cuda_support::{child, gpu_required, is_child, say};
 use device::Device;
-use simgrad::DType;
+use simgrad::{DType, Precision};
 
 /// Whole tiles of every engine, ragged ones, rows that have to be copied for their alignment, and more than a small step.
 fn all_cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for (_, op) in Op::ALL.into_iter().filter(|(_, op)| *op != Op::CosineSplit) {
+    for (_, op) in Op::ALL.into_iter().filter(|(_, op)| op.precision() == Precision::Full) {
         for (n, m, d) in [(512, 512, 64), (300, 200, 40), (130, 260, 33)] {
             let m = if op == Op::Goal { n } else { m };
             all.extend([DType::Bf16, DType::F16, DType::F32].map(|dtype| Case::new(op, n, m, d, dtype)));
@@ -42,6 +42,8 @@ fn all_cases() -> Vec<Case> {
     );
     all.push(Case { batch: 3, ..split(200, 130, 41, DType::F32) });
     all.push(split(130, 260, 33, DType::Bf16));
+    let step = |n, m, d| Case::new(Op::InfoNceSplit, n, m, d, DType::F32);
+    all.extend([(512, 512, 64), (300, 200, 40), (130, 260, 33)].map(|(n, m, d)| step(n, m, d)));
     all.extend([DType::Bf16, DType::F32].map(|dtype| Case::new(Op::Goal, 1030, 1030, 16, dtype)));
     // Enough for the large tiles, where there are any.
     all.push(Case::new(Op::Mine, 1300, 1600, 32, DType::Bf16));
@@ -91,7 +93,8 @@ fn operations_launch_what_their_plans_say() {
         schemes.extend(plan.launches.iter().filter_map(|l| l.sweep).map(|sweep| sweep.scheme));
         for row in &rows {
             // Every product is planned exactly; in f32 other arithmetic comes on top, but on tensor cores.
-            let wide = case.dtype == DType::F32 && !row.kernel.ends_with("_bf16");
+            let tensor = row.kernel.ends_with("_bf16") || row.kernel.contains("_hopper_");
+            let wide = case.dtype == DType::F32 && !tensor;
             let exact = wide || row.operations.counted == row.operations.planned;
             // What a block or a line leaves: a few words.
             let slack = 4096.0 + 16.0 * (case.n + case.m) as f64;

@@ -161,7 +161,7 @@ where
             Op::Mine => drop(backend.mine(xm, ym, &MineOptions::default())?),
             Op::SemiHard => drop(backend.mine_top_k(xm, ym, &semi_hard())?),
             Op::Lse => return Err(Failure::new("lse is a part of infonce and no operation that could be run alone")),
-            Op::InfoNce | Op::SigLip => {
+            Op::InfoNce | Op::InfoNceSplit | Op::SigLip => {
                 let (dx, dy) = (MatMut::new(&mut dx, n, d)?, MatMut::new(&mut dy, m, d)?);
                 backend.pairwise_step(xm, ym, &pairwise, &PairwiseOptions::default(), dx, dy)?;
             }

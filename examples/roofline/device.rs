@@ -12,9 +12,7 @@ use simgrad::cuda::raw::{
     RawTopK, RawUpstream, RawWeightedGrad,
 };
 use simgrad::cuda::{Kernels, PAIRWISE_WAVE_BYTES, Plan, PlanDevice, RawBatch, RawBuf, RawMat, open_context};
-use simgrad::{
-    DType, GradReport, Normalization, PairwiseObjective, PairwiseReport, Precision, StepReport, TiePolicy, WriteMode,
-};
+use simgrad::{DType, GradReport, Normalization, PairwiseObjective, PairwiseReport, StepReport, TiePolicy, WriteMode};
 
 use crate::cases::{Case, Op, SCALE, goal_objective, semi_hard, siglip};
 use crate::common::{Failure, Outcome};
@@ -201,7 +199,7 @@ impl Device {
                     unsafe { raw::mine_top_k(kernels, stream, &a) }
                 })
             }
-            Op::Lse | Op::InfoNce | Op::SigLip => {
+            Op::Lse | Op::InfoNce | Op::InfoNceSplit | Op::SigLip => {
                 let objective = if op == Op::SigLip { siglip()? } else { PairwiseObjective::InfoNce { scale: SCALE } };
                 let wave_bytes = if op == Op::Lse { 1 } else { PAIRWISE_WAVE_BYTES };
                 let (dx, dy) = (memory.matrix(n, d, DType::F32)?, memory.matrix(m, d, DType::F32)?);
@@ -225,7 +223,7 @@ impl Device {
                         report,
                         wave_bytes,
                         keep_bytes: 0,
-                        precision: Precision::Full,
+                        precision: op.precision(),
                         workspace,
                     };
                     // SAFETY: as above.

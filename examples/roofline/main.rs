@@ -19,15 +19,15 @@ use cases::{Case, Op};
 use clap::{Parser, ValueEnum};
 use common::{Failure, Outcome, say};
 use device::Device;
-use simgrad::DType;
 use simgrad::cuda::{Ceilings, PlanDevice};
+use simgrad::{DType, Precision};
 
 /// Prints, for an operation and a shape, the floor (operations, bytes, launches, time at stated ceilings), the plan with its
 /// reasons, and what was counted or measured beside it. Floors and plans are derived: no device is needed, and no number of
 /// theirs is a measurement.
 #[derive(Parser, Debug)]
 struct Args {
-    /// cosine_matrix, cosine_split, mine, semi_hard, lse, infonce, siglip, weighted_grad, goal or ranks
+    /// cosine_matrix, cosine_split, mine, semi_hard, lse, infonce, infonce_split, siglip, weighted_grad, goal or ranks
     #[arg(required_unless_present = "all", value_parser = parse_op)]
     op: Option<Op>,
     /// Rows of x
@@ -132,7 +132,9 @@ fn counted_table(device: &Device) -> Outcome<String> {
     let mut table = text::COUNTED_HEAD.to_owned();
     for (_, op) in Op::ALL {
         // 16-bit rows are not split.
-        for dtype in [DType::Bf16, DType::F32].into_iter().filter(|d| op != Op::CosineSplit || *d == DType::F32) {
+        for dtype in
+            [DType::Bf16, DType::F32].into_iter().filter(|d| op.precision() == Precision::Full || *d == DType::F32)
+        {
             let case = Case::new(op, 512, 512, 128, dtype);
             table += &text::counted_rows(&case.text(), &count(device, &case)?);
         }

@@ -107,14 +107,15 @@ pub(super) struct GroupProducts {
 }
 
 impl GroupProducts {
-    pub(super) fn new(device: &PlanDevice, dtype: DType, shape: Shape, wave: &Wave) -> Option<Self> {
-        if !by_groups(device, dtype, shape) {
+    /// `split`: of f32 in parts, on a device that multiplies so.
+    pub(super) fn new(device: &PlanDevice, dtype: DType, split: bool, shape: Shape, wave: &Wave) -> Option<Self> {
+        if !split && !by_groups(device, dtype, shape) {
             return None;
         }
-        let f16 = dtype == DType::F16;
         let tiles = Tiles::new(shape, wave);
         let grid = (GROUP_CLUSTER as u32 * tiles.clusters(device.multiprocessors), 1, 1);
-        Some(Self { kernel: by_dtype(dtype, GRAD), grid, tiles, parts: 1 + usize::from(f16), d: shape.d })
+        let parts = if split { 3 } else { 1 + usize::from(dtype == DType::F16) };
+        Some(Self { kernel: by_dtype(dtype, GRAD), grid, tiles, parts, d: shape.d })
     }
 
     /// Tiles of clusters: of rows and of columns above each other, and beside each other.
