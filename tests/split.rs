@@ -3,8 +3,6 @@
 
 mod common;
 
-use std::sync::{Mutex, PoisonError};
-
 use common::check::{close, equal, not_all_zero, rounding, similarities, smallest};
 use common::data::{Kind, LAYOUTS, Matrix, ODD, TIGHT, WIDE, bits_equal, pair, poison};
 use common::{is_cuda, on_every_backend};
@@ -25,6 +23,8 @@ fn in_every_scheme(test: impl Fn(&Backend, &str)) {
     on_every_backend(|backend| {
         #[cfg(feature = "cuda")]
         if let Backend::Cuda(cuda) = backend {
+            use std::sync::{Mutex, PoisonError};
+
             use simgrad::cuda::Scheme;
             // One scheme at a time, of all tests here.
             static FORCED: Mutex<()> = Mutex::new(());

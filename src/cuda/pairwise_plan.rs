@@ -349,7 +349,8 @@ pub(super) fn workspace_bytes(
 /// Bytes of workspace that [`pairwise_step`](super::pairwise_step) needs for `x` (`n × d`) and `y` (`m × d`) of type
 /// `dtype`, whatever the alignment of the operands, with at most `wave_bytes` for weights (rounded up to 128 rows). If all
 /// similarities fit into `keep_bytes` (4 bytes each, rows and columns rounded up to multiples of 128) and there is more than
-/// one sweep, there is room for them too. Host arithmetic only. Beside both `O((n + m) d)`.
+/// one sweep, there is room for them too. Host arithmetic only. Beside both `O((n + m) d)`, and 6 bytes per element of f32
+/// inputs with [`Precision::SplitBf16`].
 ///
 /// # Errors
 /// [`Error::TooLarge`](crate::Error::TooLarge).
