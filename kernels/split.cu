@@ -26,7 +26,7 @@
 namespace {
 
 constexpr uint32_t kBlocks = 6;  // on a multiprocessor: 48 warps hide the latency, and no register has to be spilled
-constexpr uint32_t kSplitNeeded = 0, kSplitNorm = 1, kSplitAsIs = 2;  // PrepareParams::normalize, here
+enum Scaling : uint32_t { kSplitNeeded = 0, kSplitNorm = 1, kSplitAsIs = 2 };  // PrepareParams::normalize, here
 constexpr uint32_t kSmallestNormal = 0x00800000u;
 constexpr uint32_t kLargestBf16 = 0x7f7f0000u;
 
