@@ -33,23 +33,27 @@ fn on_cpu<T: Element<Acc = f32>>(c: &mut Criterion, cpu: &Cpu) {
 #[cfg(feature = "cuda")]
 fn on_cuda<T: simgrad::cuda::DeviceElement>(c: &mut Criterion, gpu: &common::gpu::Gpu) {
     use simgrad::cuda::{self, DeviceBatch, DeviceBatchMut};
+    use simgrad::{DType, Precision};
 
-    let options = CosineOptions::default();
+    let both = [("fused", Precision::Full), ("fused_split", Precision::SplitBf16)];
     for shape @ common::Shape { n, d } in shapes() {
         let [x, y] = [1, 2].map(|seed| gpu.upload(&embeddings::<T>(shape, seed)));
         let mut s = gpu.zeros::<f32>(n * n);
-        let bytes = cuda::cosine_matrix_workspace_bytes(1, n, n, d, T::DTYPE, options.normalization).unwrap();
-        let mut workspace = gpu.zeros::<u8>(bytes);
         let [x, y] = [&x, &y].map(|m| DeviceBatch::new(m.as_view(), 1, n, d).unwrap());
         let mut out = DeviceBatchMut::new(s.as_view_mut(), 1, n, n).unwrap();
-        let mut workspace = workspace.as_view_mut();
         let mut g = group::<T>(c, "cosine_matrix", "cuda");
         work(&mut g, shape, Throughput::Elements(shape.macs()));
-        g.bench_function(BenchmarkId::new("fused", shape), |b| {
-            gpu.time(b, || {
-                cuda::cosine_matrix(&gpu.kernels, &gpu.stream, &x, &y, &options, &mut out, &mut workspace).unwrap();
+        for (name, precision) in &both[..if T::DTYPE == DType::F32 { 2 } else { 1 }] {
+            let options = CosineOptions { precision: *precision, ..CosineOptions::default() };
+            let bytes = cuda::cosine_matrix_workspace_bytes(1, n, n, d, T::DTYPE, &options).unwrap();
+            let mut workspace = gpu.zeros::<u8>(bytes);
+            let mut workspace = workspace.as_view_mut();
+            g.bench_function(BenchmarkId::new(*name, shape), |b| {
+                gpu.time(b, || {
+                    cuda::cosine_matrix(&gpu.kernels, &gpu.stream, &x, &y, &options, &mut out, &mut workspace).unwrap();
+                });
             });
-        });
+        }
         g.finish();
     }
 }

@@ -50,6 +50,7 @@ where
                 normalization,
                 wave_bytes,
                 keep_bytes,
+                options.precision,
                 false,
             )
             .unwrap(),

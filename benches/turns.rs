@@ -124,7 +124,7 @@ where
     match op {
         "product" | "cosine_matrix" => {
             let normalization = if op == "product" { none } else { Normalization::L2 };
-            let options = CosineOptions { normalization, scale: 1.0 };
+            let options = CosineOptions { normalization, ..CosineOptions::default() };
             let mut s = vec![0f32; n * n];
             time!({
                 let out = BatchMut::new(&mut s, 1, n, n).expect("s is n × n");

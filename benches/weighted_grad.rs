@@ -28,7 +28,7 @@ fn triples(n: usize) -> (Vec<i32>, Vec<i32>, Vec<f32>) {
 
 /// `out` (n × d) = `w` (n × n) times the matrix whose transpose is `t` (d × n).
 fn dense(cpu: &Cpu, w: &[f32], t: &[f32], Shape { n, d }: Shape, out: &mut [f32]) {
-    let options = CosineOptions { normalization: Normalization::None, scale: 1.0 };
+    let options = CosineOptions { normalization: Normalization::None, ..CosineOptions::default() };
     let (w, t) = (MatRef::new(w, n, n).unwrap(), MatRef::new(t, d, n).unwrap());
     let out = BatchMut::new(out, 1, n, d).unwrap();
     cpu::cosine_matrix(cpu, BatchRef::from(w), BatchRef::from(t), &options, out).unwrap();

@@ -252,7 +252,7 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
     {
         using S = PairwiseWeightsParams;
         w.put(sizeof(S));
-        F(tiles) F(row_coefficients) F(col_coefficients) F(scale) F(w) F(mixed) F(diagonal) F(sums) F(row_flags)
+        F(tiles) F(row_coefficients) F(col_coefficients) F(scale) F(w) F(low) F(mixed) F(diagonal) F(sums) F(row_flags)
         F(col_flags) F(counts) F(ldw) F(first_tile)
         F(end_tile) F(row_splits) F(col_splits) F(share) F(mix)
     }
@@ -267,7 +267,7 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
         w.put(sizeof(S));
         F(skip_x) F(skip_y) F(gx) F(gy) F(ldg) F(n) F(m) F(d) F(first_tile) F(end_tile) F(accumulate) F(tile_cols)
         F(panels) F(rest_x) F(rest_y) F(across) F(x_is_long) F(long_tiles) F(short_tiles) F(long_steps) F(short_steps)
-        F(meanwhile) F(pad_)
+        F(meanwhile) F(part) F(rest_w) F(pad_)
     }
     {
         using S = PairwiseSplitSide;

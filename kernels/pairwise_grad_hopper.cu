@@ -4,22 +4,22 @@
 //   gy[j]     (+)= sum_i w[i, j] x_(first+i)  for all columns j; waves follow each other in the stream, so in fixed order
 //
 //   w (wave rows, ldw)   bf16, whole tiles of 128 x 128, zeros outside; through two maps: boxes of 128 rows and 64 columns,
-//                        and of 64 rows and two panels
+//                        and of 64 rows and two panels. _f32: two such matrices, what bf16 rounds off rest_w rows behind
 //   x (n, d), y (m, d)   bf16, through maps of boxes of 64 rows and 64 columns or, where rows are a multiple of those long, as
 //                        many panels of 64 columns as a block brings. Rows behind the last and columns behind d are zeros.
-//                        _f16: bf16 parts of f16 rows, as pairwise_split_f16 writes them
+//                        _f16: bf16 parts of f16 rows, as pairwise_split_f16 writes them; _f32: X' and Y' of split_f32
 //   skip_x, skip_y, gx, gy, ldg   as in pairwise_grad.cu
 //
 // Work    a cluster makes 256 rows and tile_cols columns of gx or of gy, either block 128 rows, and goes on with the next such
 //         tile: loads of that one fly while the sums of this one are stored. Blocks multiply the same rows of y or x: each
 //         loads half of them, into both. In a block two warpgroups multiply, 64 rows each; one thread of the third copies.
 //         Rows that are skipped arrive as they are, and two more of its warps put zeros in their place.
-// Order   k ascending, 16 at a time, in one accumulator; _f16: of 64 k the leading parts, then the rests. It depends neither
-//         on tile_cols nor on which cluster makes a tile.
+// Order   k ascending, 16 at a time, in one accumulator; _f16: of 64 k the leading parts, then the rests; _f32: of 64 k rests of
+//         w with hi*, leading parts of w with lo, then with hi. It depends neither on tile_cols nor on which cluster makes a tile.
 // Launch  grid = 2 per cluster, any number of them, block = 384, kGradSharedBytes of dynamic shared memory.
 // Shared  4 stages of 16 KiB of w and tile_cols x 128 bytes of the other operand, all with the 128-byte swizzle of tensor copies.
 //         Operands with k outermost lie in panels of 64 columns: 64 rows, one per k, of 128 bytes.
-// Bound   tensor cores, 4 n m d over all waves; f16: 8 n m d.
+// Bound   tensor cores, 4 n m d over all waves; f16: 8 n m d, f32: 12 n m d.
 // Needs   sm_90a.
 #define SIMGRAD_GROUP_TILE 128
 #define SIMGRAD_GROUP_STEP 2
@@ -37,9 +37,9 @@ static_assert(kGradSharedBytes == 198656, "keep in step with src/cuda/pairwise_g
 static_assert(kClusterBlocks == 2 && kStages == 4 && kStageBytesX == 2 * kPanelBytes, "see above");
 
 struct GradMaps {
-    TensorMap w_rows;  // (ldw, wave rows)
+    TensorMap w_rows;  // (ldw, wave rows, parts)
     TensorMap w_cols;  // (64, wave rows, ldw / 64)
-    TensorMap x;       // (d, rows), or (64, rows, d / 64)
+    TensorMap x;       // (d, rows), or (64, rows, d / 64); _f32: of 3 part columns
     TensorMap y;
 };
 
@@ -82,7 +82,7 @@ __device__ __forceinline__ bool find_tile(const PairwiseGradGroupParams& p, uint
     return true;
 }
 
-// kParts: bf16 parts that an element of x or y is the sum of.
+// kParts: products that the one of w with x or y is the sum of; 3: of f32, 2: of f16.
 template <uint32_t kParts>
 class GradProducts {
   public:
@@ -189,17 +189,22 @@ class GradProducts {
         const uint32_t panel = cluster_rank() * share, of_tile = tile.col0 / kPanel;
         barrier_wait(empty(stage), parity);
         barrier_expect(barrier, kStageBytesX + p_.tile_cols * kRowBytes);
-        if (tile.of_x) copy_box(to, maps_.w_rows, barrier, int32_t(k), int32_t(tile.row0), 0);
-        else copy_box(to, maps_.w_cols, barrier, 0, int32_t(k), int32_t(tile.row0 / kPanel));
+        const uint32_t rest = kParts == 3 && part == 0 ? 1 : 0;  // of w
+        if (tile.of_x) copy_box(to, maps_.w_rows, barrier, int32_t(k), int32_t(tile.row0), int32_t(rest));
+        else copy_box(to, maps_.w_cols, barrier, 0, int32_t(k + rest * p_.rest_w), int32_t(tile.row0 / kPanel));
         const TensorMap& map = tile.of_x ? maps_.y : maps_.x;
-        const uint32_t row = (tile.of_x ? part * p_.rest_y : p_.first_tile * kTile + part * p_.rest_x) + k;
+        const uint32_t part_rows = kParts == 2 ? part : 0;
+        const uint32_t row = (tile.of_x ? part_rows * p_.rest_y : p_.first_tile * kTile + part_rows * p_.rest_x) + k;
+        // X' is [lo | hi* | hi], Y' [hi* | lo | hi].
+        const uint32_t col = kParts < 3 ? 0 : (part == 2 ? 2 : (part == 0) != tile.of_x ? 1 : 0) * p_.part;
         const uint32_t panels_at = to + kStageBytesX + panel * kPanelBytes;
         if (p_.panels != 0) {
-            copy_box_to(panels_at, map, barrier, 0, int32_t(row), int32_t(of_tile + panel), 3);
+            copy_box_to(panels_at, map, barrier, 0, int32_t(row), int32_t(of_tile + panel + col / kPanel), 3);
             return;
         }
         for (uint32_t s = 0; s < share; ++s) {
-            copy_box_to(panels_at + s * kPanelBytes, map, barrier, int32_t((of_tile + panel + s) * kPanel), int32_t(row), 0, 3);
+            const uint32_t at = col + (of_tile + panel + s) * kPanel;
+            copy_box_to(panels_at + s * kPanelBytes, map, barrier, int32_t(at), int32_t(row), 0, 3);
         }
     }
 
@@ -300,6 +305,7 @@ __device__ __forceinline__ void grad_groups(const GradMaps& maps, const Pairwise
                                       const __grid_constant__ PairwiseGradGroupParams p) {                 \
         grad_groups<PARTS>(maps, p);                                                                      \
     }
+GRAD(f32, 3)
 GRAD(f16, 2)
 GRAD(bf16, 1)
 

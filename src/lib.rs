@@ -98,8 +98,8 @@ pub use mined_triplet::{MinedTriplet, MinedTripletReport};
 pub use mixture::{Conflict, MixtureObjective, MixtureReport, PairwisePart};
 pub use objective::{LossKind, Objective, PairWeight, Reduction, TripletWeight};
 pub use options::{
-    CosineOptions, GradOptions, Groups, MineOptions, Normalization, PositiveRanksOptions, RecallOptions, StepOptions,
-    TiePolicy, WriteMode,
+    CosineOptions, GradOptions, Groups, MineOptions, Normalization, PositiveRanksOptions, Precision, RecallOptions,
+    StepOptions, TiePolicy, WriteMode,
 };
 pub use outputs::{
     AnchorDetail, DirectionRecall, GradReport, Hardest, Mined, NONE, PositiveRanks, QueryRanks, Ranks, RetrievalReport,

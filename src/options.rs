@@ -42,6 +42,30 @@ pub struct Groups<'a> {
     pub cols: &'a [i64],
 }
 
+/// How products of f32 inputs are computed on CUDA. Ignored for 16-bit inputs, which tensor cores take as they are, and on the
+/// CPU, where precision is always full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Multiply-adds of f32 on the ordinary units.
+    #[default]
+    Full,
+    /// On tensor cores, every element as two bf16 numbers, `v = hi + lo` but for at most `2⁻¹⁷ |v|`:
+    ///
+    /// `x · y ≈ Σ_k lo(x_k) hi(y_k) + Σ_k hi(x_k) lo(y_k) + Σ_k hi(x_k) hi(y_k)`
+    ///
+    /// in one f32 sum in that order. `lo(x) lo(y)` and the roundings of `lo` are at most `2⁻¹⁵ |x| |y|` together, and mostly
+    /// cancel: for unit rows of `d` features of random signs their standard deviation is about `5e-6 / √d`. The sum rounds as
+    /// that of bf16 inputs with `d` features does. docs/numerics.md has the derivation.
+    ///
+    /// Rows of any norm have that precision, as long as `|x| |y|` is not near the limits of f32. Zeros, NaN and infinities give
+    /// what they give under [`Full`](Self::Full). Only where finite terms or sums of them leave the range of f32 may an infinity
+    /// of one be NaN or, close to that limit, a number of the other.
+    ///
+    /// Costs three products of bf16, and 6 bytes of workspace per element of the inputs instead of at most 4. For steps over all
+    /// pairs see [`PairwiseOptions::precision`](crate::PairwiseOptions::precision).
+    SplitBf16,
+}
+
 /// Options of `cosine_matrix`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CosineOptions {
@@ -49,11 +73,13 @@ pub struct CosineOptions {
     pub normalization: Normalization,
     /// Every similarity is multiplied by this; default 1.
     pub scale: f64,
+    /// Of f32 inputs on CUDA; default: [`Precision::Full`].
+    pub precision: Precision,
 }
 
 impl Default for CosineOptions {
     fn default() -> Self {
-        Self { normalization: Normalization::L2, scale: 1.0 }
+        Self { normalization: Normalization::L2, scale: 1.0, precision: Precision::Full }
     }
 }
 

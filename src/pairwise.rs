@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::objective::LossKind;
-use crate::options::{Groups, Normalization, WriteMode};
+use crate::options::{Groups, Normalization, Precision, WriteMode};
 
 /// An objective over all pairs.
 ///
@@ -267,6 +267,10 @@ pub struct PairwiseOptions<'a> {
     /// `ln q_j`, the logarithm of the probability that column `j` is sampled, subtracted from its logits in the rows'
     /// softmax, `m`; only for [`PairwiseObjective::InfoNce`] and [`PairwiseObjective::SupCon`]. Yi et al. 2019.
     pub log_q: Option<&'a [f32]>,
+    /// Of products of f32 rows on CUDA: similarities, and both gradients; see
+    /// [`cuda::pairwise_step`](crate::cuda::pairwise_step()). Objectives of one's own have full precision. Default:
+    /// [`Precision::Full`].
+    pub precision: Precision,
 }
 
 impl Default for PairwiseOptions<'_> {
@@ -281,6 +285,7 @@ impl Default for PairwiseOptions<'_> {
             row_weights: None,
             col_weights: None,
             log_q: None,
+            precision: Precision::Full,
         }
     }
 }

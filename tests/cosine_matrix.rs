@@ -40,7 +40,7 @@ fn cell<T: Element, O: Element<Acc = T::Acc>>(backend: &Backend, at: usize, shap
     let x = Matrix::<T>::new(&x, n, d, LAYOUTS[at % 4]);
     let y = Matrix::<T>::new(&y, m, d, LAYOUTS[(at / 3) % 4]);
     let mut out = Matrix::<O>::poisoned(n, m, LAYOUTS[(at / 2) % 4]);
-    let options = CosineOptions { normalization, scale };
+    let options = CosineOptions { normalization, scale, ..CosineOptions::default() };
     backend.cosine_matrix(x.view().into(), y.view().into(), &options, out.view_mut().into()).expect("cosine_matrix");
     let want: Vec<f64> = similarities(&x, &y, normalization).iter().map(|s| s * scale).collect();
     let name = format!("{} S {}->{} {shape:?} {normalization:?} x{scale}", backend.name(), T::DTYPE, O::DTYPE);
@@ -77,7 +77,7 @@ fn integers_cell<T: Element>(backend: &Backend, shape: (usize, usize, usize)) {
     let (x, y) = pair(Kind::Integers, 5, n, m, d);
     let (x, y) = (Matrix::<T>::new(&x, n, d, ODD), Matrix::<T>::new(&y, m, d, WIDE));
     let mut out = Matrix::<T>::poisoned(n, m, ODD);
-    let options = CosineOptions { normalization: Normalization::None, scale: -2.0 };
+    let options = CosineOptions { normalization: Normalization::None, scale: -2.0, ..CosineOptions::default() };
     backend.cosine_matrix(x.view().into(), y.view().into(), &options, out.view_mut().into()).expect("cosine_matrix");
     let name = format!("{} integers {} {shape:?}", backend.name(), T::DTYPE);
     let exact = |s: &f64| T::from_f64(-2.0 * s).to_f64();
@@ -100,7 +100,7 @@ fn integers_are_exact() {
 /// A batch with gaps between rows and matrices gives what its matrices give one by one.
 fn batch_cell<T: Element>(backend: &Backend, normalization: Normalization) {
     let (b, n, m, d) = (3, 19, 34, 21);
-    let options = CosineOptions { normalization, scale: 1.5 };
+    let options = CosineOptions { normalization, scale: 1.5, ..CosineOptions::default() };
     let (row, matrix) = (d + 3, n * (d + 3) + 5);
     let (row_y, matrix_y) = (d + 1, m * (d + 1) + 2);
     let mut x = vec![poison::<T>(); b * matrix];

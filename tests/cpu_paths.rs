@@ -57,7 +57,7 @@ fn similarities<T: Element<Acc = f32>>(
 ) -> Vec<f32> {
     let (n, m) = (x.len() / d, y.len() / d);
     let mut s = vec![f32::NAN; n * m];
-    let options = CosineOptions { normalization, scale: 1.0 };
+    let options = CosineOptions { normalization, ..CosineOptions::default() };
     let (x, y) = (BatchRef::new(x, 1, n, d).unwrap(), BatchRef::new(y, 1, m, d).unwrap());
     cpu::cosine_matrix(cpu, x, y, &options, BatchMut::new(&mut s, 1, n, m).unwrap()).unwrap();
     s

@@ -11,7 +11,7 @@ use cuda_support::{Guarded, Step, capture, check_hot_step, device, hot, is_child
 use cudarc::driver::{CudaStream, result};
 use half::{bf16, f16};
 use simgrad::cuda::*;
-use simgrad::{CosineOptions, GradReport, Normalization, Objective, TiePolicy, WriteMode};
+use simgrad::{CosineOptions, Error, GradReport, Normalization, Objective, Precision, TiePolicy, WriteMode};
 
 fn objective(name: &str) -> Objective {
     name.parse().unwrap()
@@ -55,7 +55,6 @@ fn every_operation_can_be_captured_strictly() {
     let y = Guarded::of(&stream, &numbers::<f32>(m * d, 2));
     let x_mat = || DeviceMat::new(x.view(), n, d).unwrap();
     let y_mat = || DeviceMat::new(y.view(), m, d).unwrap();
-    let l2 = Normalization::L2;
 
     let mut norms = Guarded::<f32>::poisoned(&stream, n);
     let graph = capture(&stream, || row_norms(kernels, &stream, &x_mat(), &mut norms.view_mut()).unwrap());
@@ -76,18 +75,26 @@ fn every_operation_can_be_captured_strictly() {
     });
     assert_eq!(kernel_nodes(&graph), 1);
 
-    let mut s = Guarded::<f16>::poisoned(&stream, n * m);
-    let mut work =
-        Guarded::poisoned(&stream, cosine_matrix_workspace_bytes(1, n, m, d, simgrad::DType::F32, l2).unwrap());
-    let graph = capture(&stream, || {
-        let x = DeviceBatch::new(x.view(), 1, n, d).unwrap();
-        let y = DeviceBatch::new(y.view(), 1, m, d).unwrap();
-        let mut out = DeviceBatchMut::new(s.view_mut(), 1, n, m).unwrap();
-        cosine_matrix(kernels, &stream, &x, &y, &CosineOptions::default(), &mut out, &mut work.view_mut()).unwrap();
-    });
-    assert_eq!(kernel_nodes(&graph), 2);
-    graph.launch().unwrap();
-    stream.synchronize().unwrap();
+    for precision in [Precision::Full, Precision::SplitBf16] {
+        let options = CosineOptions { precision, ..CosineOptions::default() };
+        let mut s = Guarded::<f16>::poisoned(&stream, n * m);
+        let bytes = cosine_matrix_workspace_bytes(1, n, m, d, simgrad::DType::F32, &options).unwrap();
+        let mut work = Guarded::poisoned(&stream, bytes);
+        let graph = capture(&stream, || {
+            let x = DeviceBatch::new(x.view(), 1, n, d).unwrap();
+            let y = DeviceBatch::new(y.view(), 1, m, d).unwrap();
+            let mut out = DeviceBatchMut::new(s.view_mut(), 1, n, m).unwrap();
+            let mut short = work.view_mut();
+            let refused = cosine_matrix(kernels, &stream, &x, &y, &options, &mut out, &mut short.slice_mut(256..));
+            assert!(matches!(refused, Err(Error::TooShort { arg: "workspace", expected, .. }) if expected == bytes));
+            cosine_matrix(kernels, &stream, &x, &y, &options, &mut out, &mut work.view_mut()).unwrap();
+        });
+        assert_eq!(kernel_nodes(&graph), 2);
+        graph.launch().unwrap();
+        stream.synchronize().unwrap();
+        // Everything was written, and nothing beside it.
+        assert!(s.read(&stream, "similarities").iter().all(|v| v.is_finite()));
+    }
 
     mining_can_be_captured(kernels, &stream, &x_mat(), &y_mat());
     gradients_can_be_captured(kernels, &stream, &x_mat(), &y_mat());

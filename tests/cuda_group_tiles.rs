@@ -105,7 +105,7 @@ fn matrices_cell<T: Element, O: Element<Acc = T::Acc>>(backend: &Backend, gap: u
     let mut out = vec![poison::<O>(); batch * matrix];
     let xb = BatchRef::new(&xs, batch, n, d).expect("x");
     let yb = BatchRef::with_strides(&ys, batch, m, d, d, if repeated { 0 } else { m * d }).expect("y");
-    let options = CosineOptions { normalization: Normalization::None, scale: -0.25 };
+    let options = CosineOptions { normalization: Normalization::None, scale: -0.25, ..CosineOptions::default() };
     let ob = BatchMut::with_strides(&mut out, batch, n, m, row, matrix).expect("out");
     backend.cosine_matrix(xb, yb, &options, ob).expect("similarities");
     let mark = bytemuck::bytes_of(&poison::<O>()).to_vec();
@@ -149,7 +149,7 @@ fn rows_longer_than_all_stages() {
     let mut out = vec![poison::<f32>(); batch * n * m];
     let xb = BatchRef::with_strides(&xs, batch, n, d, d, 0).expect("x");
     let yb = BatchRef::new(&ys, batch, m, d).expect("y");
-    let options = CosineOptions { normalization: Normalization::None, scale: 1.0 };
+    let options = CosineOptions { normalization: Normalization::None, ..CosineOptions::default() };
     backend.cosine_matrix(xb, yb, &options, BatchMut::new(&mut out, batch, n, m).expect("out")).expect("similarities");
     let want = similarities(&x, &y, Normalization::None);
     for (at, got) in out.iter().enumerate() {

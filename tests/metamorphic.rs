@@ -210,7 +210,7 @@ fn everything<T: Element, G: GradientOf<T>>(backend: &Backend, n: usize, d: usiz
         let ranks = backend.ranks(x, y, &RecallOptions { normalization, ..RecallOptions::default() }).expect("ranks");
         bytes.extend(format!("{ranks:?}").bytes());
         let mut s = Matrix::<T>::poisoned(n, n, TIGHT);
-        let options = CosineOptions { normalization, scale: 3.0 };
+        let options = CosineOptions { normalization, scale: 3.0, ..CosineOptions::default() };
         backend.cosine_matrix(x.into(), y.into(), &options, s.view_mut().into()).expect("S");
         bytes.extend_from_slice(bytemuck::cast_slice(&s.elements()));
     }

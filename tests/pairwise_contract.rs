@@ -16,7 +16,8 @@ use simgrad::cuda::host::{self, Cuda};
 use simgrad::cuda::raw::{self, RawPairwiseStep, RawUpstream};
 use simgrad::cuda::*;
 use simgrad::{
-    DType, Error, GradientOf, MatRef, PairwiseObjective, PairwiseOptions, PairwiseReport, WriteMode, reference,
+    DType, Error, GradientOf, MatRef, PairwiseObjective, PairwiseOptions, PairwiseReport, Precision, WriteMode,
+    reference,
 };
 
 fn objective(name: &str) -> PairwiseObjective {
@@ -108,7 +109,9 @@ fn a_set_with_itself_can_be_captured() {
     let ids = Guarded::of(&stream, &(0..n as i64).map(|i| i % 4).collect::<Vec<i64>>());
     let mut dx = Guarded::<f32>::poisoned(&stream, n * d);
     let mut report = stream.clone_htod(&[PairwiseReport::default()]).unwrap();
-    let bytes = pairwise_single_workspace_bytes(n, d, DType::F32, &objective, L2, PAIRWISE_WAVE_BYTES, 0).unwrap();
+    let bytes =
+        pairwise_single_workspace_bytes(n, d, DType::F32, &objective, L2, PAIRWISE_WAVE_BYTES, 0, Precision::Full)
+            .unwrap();
     let mut work = Guarded::poisoned(&stream, bytes);
     let graph = capture(&stream, || {
         let groups = Some(DeviceGroups { rows: ids.view(), cols: ids.view() });
@@ -157,7 +160,8 @@ fn what_the_host_can_see_to_be_wrong_is_refused() {
     let stream = context.new_stream().unwrap();
     let objective = objective("infonce");
     let mat = |ptr| RawMat::new(ptr, 4, 8, DType::F32);
-    let bytes = pairwise_workspace_bytes(4, 4, 8, DType::F32, &objective, L2, PAIRWISE_WAVE_BYTES, 0).unwrap();
+    let bytes =
+        pairwise_workspace_bytes(4, 4, 8, DType::F32, &objective, L2, PAIRWISE_WAVE_BYTES, 0, Precision::Full).unwrap();
     let good = RawPairwiseStep {
         x: mat(0x1000),
         y: Some(mat(0x2000)),
@@ -176,6 +180,7 @@ fn what_the_host_can_see_to_be_wrong_is_refused() {
         report: RawBuf::new(0x5000, 1),
         wave_bytes: PAIRWISE_WAVE_BYTES,
         keep_bytes: 0,
+        precision: Precision::Full,
         workspace: RawBuf::new(0x10_0000, bytes),
     };
     // SAFETY: every call is refused before anything is enqueued.

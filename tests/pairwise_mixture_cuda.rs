@@ -15,7 +15,7 @@ use cuda_support::{
 use half::{bf16, f16};
 use simgrad::cuda::raw::{self, RawPairwiseMixture, RawUpstream};
 use simgrad::cuda::*;
-use simgrad::{DType, Error, GradientOf, PairwiseObjective, PairwisePart, PairwiseReport, WriteMode};
+use simgrad::{DType, Error, GradientOf, PairwiseObjective, PairwisePart, PairwiseReport, Precision, WriteMode};
 
 fn run<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
     shape: [usize; 3],
@@ -59,7 +59,7 @@ fn stored_similarities_change_no_bit() {
 #[test]
 fn room_for_similarities_is_taken_only_where_they_fit_and_save_a_sweep() {
     let bytes = |name: &str, keep: usize| {
-        pairwise_workspace_bytes(300, 200, 8, DType::F32, &name.parse().unwrap(), L2, 0, keep).unwrap()
+        pairwise_workspace_bytes(300, 200, 8, DType::F32, &name.parse().unwrap(), L2, 0, keep, Precision::Full).unwrap()
     };
     let all = 384 * 256 * 4;
     assert_eq!(bytes("infonce", all) - bytes("infonce", 0), all);
@@ -137,8 +137,18 @@ fn a_set_with_itself_can_be_captured() {
     let ids = Guarded::of(&stream, &(0..n as i64).map(|i| i % 4).collect::<Vec<i64>>());
     let mut dx = Guarded::<f32>::poisoned(&stream, n * d);
     let mut reports = stream.clone_htod(&[PairwiseReport::default(); 2]).unwrap();
-    let bytes =
-        pairwise_mixture_single_workspace_bytes(n, d, DType::F32, &parts, L2, PAIRWISE_WAVE_BYTES, 0, true).unwrap();
+    let bytes = pairwise_mixture_single_workspace_bytes(
+        n,
+        d,
+        DType::F32,
+        &parts,
+        L2,
+        PAIRWISE_WAVE_BYTES,
+        0,
+        Precision::Full,
+        true,
+    )
+    .unwrap();
     let mut work = Guarded::poisoned(&stream, bytes);
     let mut conflict = Guarded::poisoned(&stream, pairwise_conflict_len(2));
     let graph = capture(&stream, || {
@@ -247,7 +257,8 @@ fn bad_pointers_and_sizes_are_refused_before_anything_is_enqueued() {
     let parts = parts("infonce hinge-con");
     let mat = |ptr| RawMat::new(ptr, 4, 8, DType::F32);
     let wave = PAIRWISE_WAVE_BYTES;
-    let bytes = pairwise_mixture_workspace_bytes(4, 4, 8, DType::F32, &parts, L2, wave, 0, false).unwrap();
+    let bytes =
+        pairwise_mixture_workspace_bytes(4, 4, 8, DType::F32, &parts, L2, wave, 0, Precision::Full, false).unwrap();
     let good = RawPairwiseMixture {
         x: mat(0x1000),
         y: Some(mat(0x2000)),
@@ -267,6 +278,7 @@ fn bad_pointers_and_sizes_are_refused_before_anything_is_enqueued() {
         conflict: RawBuf::NULL,
         wave_bytes: wave,
         keep_bytes: 0,
+        precision: Precision::Full,
         workspace: RawBuf::new(0x10_0000, bytes),
     };
     let refused =

@@ -9,7 +9,7 @@ use cudarc::driver::DevicePtr;
 use half::bf16;
 use simgrad::cuda::raw::{self, RawPairwiseStep, RawUpstream};
 use simgrad::cuda::{DeviceElement, RawBuf, RawMat};
-use simgrad::{DType, Error, GradientOf, PairwiseObjective, WriteMode};
+use simgrad::{DType, Error, GradientOf, PairwiseObjective, Precision, WriteMode};
 
 const WAVE: usize = 1 << 20;
 
@@ -45,6 +45,7 @@ where
         report: RawBuf::new(reports.device_ptr(&stream).0, 1),
         wave_bytes: WAVE,
         keep_bytes: 0,
+        precision: Precision::Full,
         workspace: RawBuf::new(workspace.device_ptr(&stream).0, workspace.len() - workspace_short),
     };
     // SAFETY: every buffer is a live allocation of this length; the stream is waited for below.

@@ -26,20 +26,29 @@ use cases::{Case, Op};
 use counters::Pair;
 use cuda_support::{child, gpu_required, is_child, say};
 use device::Device;
-use simgrad::DType;
 use simgrad::cuda::Arithmetic;
+use simgrad::{DType, Precision};
 
 /// Whole tiles of every engine, ragged ones, rows that have to be copied for their alignment, and more than a small step.
 /// With each, whether f32 rows are mined through a screen.
 fn all_cases() -> Vec<(Case, Option<bool>)> {
     let mut all = Vec::new();
-    for (_, op) in Op::ALL {
+    for (_, op) in Op::ALL.into_iter().filter(|(_, op)| op.precision() == Precision::Full) {
         for (n, m, d) in [(512, 512, 64), (300, 200, 40), (130, 260, 33)] {
             let m = if op == Op::Goal { n } else { m };
             all.extend([DType::Bf16, DType::F16, DType::F32].map(|dtype| Case::new(op, n, m, d, dtype)));
         }
     }
     all.push(Case { batch: 3, ..Case::new(Op::CosineMatrix, 200, 130, 40, DType::F16) });
+    // Of f32 in three parts, and of what has none; enough for the large tiles.
+    let split = |n, m, d, dtype| Case::new(Op::CosineSplit, n, m, d, dtype);
+    all.extend(
+        [(512, 512, 64), (300, 200, 40), (130, 260, 33), (1100, 2100, 24)].map(|(n, m, d)| split(n, m, d, DType::F32)),
+    );
+    all.push(Case { batch: 3, ..split(200, 130, 41, DType::F32) });
+    all.push(split(130, 260, 33, DType::Bf16));
+    let step = |n, m, d| Case::new(Op::InfoNceSplit, n, m, d, DType::F32);
+    all.extend([(512, 512, 64), (300, 200, 40), (130, 260, 33)].map(|(n, m, d)| step(n, m, d)));
     all.extend([DType::Bf16, DType::F32].map(|dtype| Case::new(Op::Goal, 1030, 1030, 16, dtype)));
     // Enough for the large tiles, where there are any.
     all.push(Case::new(Op::Mine, 1300, 1600, 32, DType::Bf16));

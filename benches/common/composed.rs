@@ -11,7 +11,7 @@ const BLOCK: usize = 512;
 
 /// `S` of already normalised or raw rows, as they are.
 pub fn product<T: Element<Acc = f32>>(cpu: &Cpu, x: &[T], y: &[T], shape: Shape, s: &mut [f32]) {
-    let options = CosineOptions { normalization: Normalization::None, scale: 1.0 };
+    let options = CosineOptions { normalization: Normalization::None, ..CosineOptions::default() };
     let out = BatchMut::new(s, 1, shape.n, shape.n).expect("s is n × n");
     cpu::cosine_matrix(cpu, BatchRef::from(mat(x, shape)), BatchRef::from(mat(y, shape)), &options, out)
         .expect("shapes agree");

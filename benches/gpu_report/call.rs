@@ -3,7 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::CudaStream;
 use simgrad::cuda::Kernels;
-use simgrad::{DType, Error, Fallback, MinedTriplet, Normalization, Objective, PairwiseObjective, Result, TopKOptions};
+use simgrad::{
+    DType, Error, Fallback, MinedTriplet, Normalization, Objective, PairwiseObjective, Precision, Result, TopKOptions,
+};
 
 use crate::operation::{Addresses, OUTPUTS, Operation, Pairwise, Task};
 
@@ -52,7 +54,8 @@ pub struct Call {
     pub out_dtype: u32,
     /// Rows are normalised unless 0.
     pub normalize: u32,
-    /// Of `GoalStep` an index into [`GOAL_OBJECTIVES`]; of the pairwise ones 0 InfoNCE, 1 SigLIP.
+    /// Of `GoalStep` an index into [`GOAL_OBJECTIVES`]; of the pairwise ones 0 InfoNCE, 1 SigLIP; of `CosineMatrix` 0 full
+    /// precision, 1 f32 in parts of bf16.
     pub objective: u32,
     /// Of `MineTopK`: only negatives below the positive, unless 0.
     pub semi_hard: u32,
@@ -99,6 +102,14 @@ fn dtype(arg: &'static str, number: u32) -> Result<DType> {
 }
 
 impl Call {
+    fn precision(&self) -> Result<Precision> {
+        match self.objective {
+            0 => Ok(Precision::Full),
+            1 => Ok(Precision::SplitBf16),
+            other => Err(invalid("objective", "0 or 1", other)),
+        }
+    }
+
     fn goal(&self) -> Result<Objective> {
         let at = self.objective;
         GOAL_OBJECTIVES.get(at as usize).ok_or_else(|| invalid("objective", "0, 1 or 2", at))?.parse()
@@ -110,7 +121,12 @@ impl Call {
             1 => PairwiseObjective::SigLip { scale: self.scale, bias: self.bias },
             other => return Err(invalid("objective", "0 or 1", other)),
         };
-        Ok(Pairwise { objective, wave_bytes: self.wave_bytes as usize, keep_bytes: self.keep_bytes as usize })
+        Ok(Pairwise {
+            objective,
+            wave_bytes: self.wave_bytes as usize,
+            keep_bytes: self.keep_bytes as usize,
+            precision: Precision::Full,
+        })
     }
 
     fn operation(&self) -> Result<Operation> {
@@ -118,7 +134,7 @@ impl Call {
         let k = self.k as usize;
         Ok(match op.ok_or_else(|| invalid("op", "0 to 9", self.op))? {
             Op::Normalize => Operation::Normalize,
-            Op::CosineMatrix => Operation::CosineMatrix,
+            Op::CosineMatrix => Operation::CosineMatrix(self.precision()?),
             Op::Mine => Operation::Mine,
             Op::MineTopK if self.semi_hard == 0 => Operation::MineTopK(TopKOptions::hardest(k)),
             Op::MineTopK => Operation::MineTopK(TopKOptions::semi_hard(k, Fallback::Skip)),

@@ -5,7 +5,7 @@ use simgrad::cuda::raw::{self, RawGroups, RawHardest, RawSelected, RawUpstream};
 use simgrad::cuda::{self, Kernels, RawBatch, RawBuf, RawMat};
 use simgrad::{
     CosineOptions, DType, GradReport, MinedTriplet, MinedTripletReport, Normalization, Objective, PairwiseObjective,
-    PairwiseReport, Result, StepReport, TiePolicy, TopKOptions, WriteMode,
+    PairwiseReport, Precision, Result, StepReport, TiePolicy, TopKOptions, WriteMode,
 };
 
 /// Outputs of an operation at most.
@@ -17,6 +17,7 @@ pub struct Pairwise {
     pub objective: PairwiseObjective,
     pub wave_bytes: usize,
     pub keep_bytes: usize,
+    pub precision: Precision,
 }
 
 /// The operations, with their outputs in order and their inputs other than `x` and `y`.
@@ -25,7 +26,7 @@ pub enum Operation {
     /// `x̂`, of the type of `x`.
     Normalize,
     /// `S`, of `out_dtype`.
-    CosineMatrix,
+    CosineMatrix(Precision),
     /// Positives, which need not be wanted; of the rows values and indices; of the columns the same.
     Mine,
     /// Positives; of the rows indices, values and survivors; of the columns the same.
@@ -80,7 +81,10 @@ impl Task {
         let Self { operation, batch, n, m, d, dtype, normalization, .. } = *self;
         match operation {
             Operation::Normalize => Ok(0),
-            Operation::CosineMatrix => cuda::cosine_matrix_workspace_bytes(batch, n, m, d, dtype, normalization),
+            Operation::CosineMatrix(precision) => {
+                let options = CosineOptions { normalization, precision, ..CosineOptions::default() };
+                cuda::cosine_matrix_workspace_bytes(batch, n, m, d, dtype, &options)
+            }
             Operation::Mine => cuda::mine_workspace_bytes(n, m, d, dtype, normalization, false),
             Operation::MineTopK(options) => {
                 cuda::mine_top_k_workspace_bytes(n, m, None, d, dtype, &self.top_k(options))
@@ -95,8 +99,18 @@ impl Task {
                 cuda::mined_triplet_workspace_bytes(n, m, d, dtype, &objective, normalization)
             }
             Operation::PairwiseStep(of) | Operation::PairwiseStatistics(of) => {
-                let Pairwise { objective, wave_bytes, keep_bytes } = of;
-                cuda::pairwise_workspace_bytes(n, m, d, dtype, &objective, normalization, wave_bytes, keep_bytes)
+                let Pairwise { objective, wave_bytes, keep_bytes, precision } = of;
+                cuda::pairwise_workspace_bytes(
+                    n,
+                    m,
+                    d,
+                    dtype,
+                    &objective,
+                    normalization,
+                    wave_bytes,
+                    keep_bytes,
+                    precision,
+                )
             }
             Operation::Ranks { groups } => cuda::ranks_workspace_bytes(n, m, d, dtype, normalization, groups),
         }
@@ -109,7 +123,7 @@ impl Task {
         let step = |report| [(n * d, out_dtype.size()), (m * d, out_dtype.size()), (1, report)];
         let lens: &[(usize, usize)] = match operation {
             Operation::Normalize => &[(n * d, dtype.size())],
-            Operation::CosineMatrix => &[(batch * n * m, out_dtype.size())],
+            Operation::CosineMatrix(_) => &[(batch * n * m, out_dtype.size())],
             Operation::Mine => &[(pairs, 4), (n, 4), (n, 4), (m, 4), (m, 4)],
             Operation::MineTopK(TopKOptions { k, .. }) => {
                 &[(pairs, 4), (n * k, 4), (n * k, 4), (n, 4), (m * k, 4), (m * k, 4), (m, 4)]
@@ -143,10 +157,10 @@ impl Task {
         unsafe {
             match operation {
                 Operation::Normalize => raw::normalize(kernels, stream, &x, &RawMat { ptr: at.outputs[0], ..x }),
-                Operation::CosineMatrix => {
+                Operation::CosineMatrix(precision) => {
                     let of = |m: RawMat| RawBatch { batch, batch_stride: m.rows * m.cols, ..m.into() };
                     let out = of(RawMat::new(at.outputs[0], n, m, out_dtype));
-                    let options = CosineOptions { normalization, ..CosineOptions::default() };
+                    let options = CosineOptions { normalization, precision, ..CosineOptions::default() };
                     let a = raw::RawCosineMatrix { x: of(x), y: of(y), options: &options, out, workspace };
                     raw::cosine_matrix(kernels, stream, &a)
                 }
@@ -219,7 +233,7 @@ impl Task {
                     raw::mined_triplet_step(kernels, stream, &a)
                 }
                 Operation::PairwiseStep(of) | Operation::PairwiseStatistics(of) => {
-                    let Pairwise { objective, wave_bytes, keep_bytes } = of;
+                    let Pairwise { objective, wave_bytes, keep_bytes, precision } = of;
                     let a = raw::RawPairwiseStep {
                         x,
                         y: Some(y),
@@ -238,6 +252,7 @@ impl Task {
                         report: out(2),
                         wave_bytes,
                         keep_bytes,
+                        precision,
                         workspace,
                     };
                     match operation {

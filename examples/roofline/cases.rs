@@ -1,13 +1,15 @@
 //! The operations, by name, and the sixteen configurations that they are compared in.
 
 use simgrad::cuda::{PAIRWISE_WAVE_BYTES, Plan, PlanDevice};
-use simgrad::{DType, Error, Fallback, Objective, PairwiseObjective, TopKOptions};
+use simgrad::{CosineOptions, DType, Error, Fallback, Objective, PairwiseObjective, Precision, TopKOptions};
 
 /// What is planned, and measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// All similarities, in f32.
     CosineMatrix,
+    /// The same, of f32 rows in parts of bf16.
+    CosineSplit,
     /// The hardest negative of every row and column.
     Mine,
     /// Eight semi-hard negatives of every row and column.
@@ -16,6 +18,8 @@ pub enum Op {
     Lse,
     /// Loss and gradients of CLIP.
     InfoNce,
+    /// The same, of f32 rows in parts of bf16.
+    InfoNceSplit,
     /// Loss and gradients of SigLIP.
     SigLip,
     /// A gradient from three triples per row.
@@ -28,12 +32,14 @@ pub enum Op {
 
 impl Op {
     /// Every operation and its name.
-    pub const ALL: [(&'static str, Self); 9] = [
+    pub const ALL: [(&'static str, Self); 11] = [
         ("cosine_matrix", Self::CosineMatrix),
+        ("cosine_split", Self::CosineSplit),
         ("mine", Self::Mine),
         ("semi_hard", Self::SemiHard),
         ("lse", Self::Lse),
         ("infonce", Self::InfoNce),
+        ("infonce_split", Self::InfoNceSplit),
         ("siglip", Self::SigLip),
         ("weighted_grad", Self::WeightedGrad),
         ("goal", Self::Goal),
@@ -43,10 +49,26 @@ impl Op {
     /// Products of `n m d` in the least implementation.
     pub fn products(self) -> f64 {
         match self {
-            Self::CosineMatrix | Self::Mine | Self::SemiHard | Self::Lse | Self::Goal | Self::Ranks => 1.0,
-            Self::InfoNce | Self::SigLip => 3.0,
+            Self::CosineMatrix | Self::CosineSplit => 1.0,
+            Self::Mine | Self::SemiHard | Self::Lse | Self::Goal | Self::Ranks => 1.0,
+            Self::InfoNce | Self::InfoNceSplit | Self::SigLip => 3.0,
             Self::WeightedGrad => 0.0,
         }
+    }
+
+    /// How it multiplies f32.
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::CosineSplit | Self::InfoNceSplit => Precision::SplitBf16,
+            _ => Precision::Full,
+        }
+    }
+
+    /// Options of similarities, if they are what it computes.
+    pub fn similarities(self) -> Option<CosineOptions> {
+        let precision = self.precision();
+        let is_it = matches!(self, Self::CosineMatrix | Self::CosineSplit);
+        is_it.then(|| CosineOptions { precision, ..CosineOptions::default() })
     }
 
     /// Its name on the command line.
@@ -92,17 +114,18 @@ impl Case {
     /// How it will be computed, with gradients and similarities in f32.
     pub fn plan(&self, device: PlanDevice) -> Result<Plan, Error> {
         let Self { batch, n, m, d, dtype, .. } = *self;
-        let wide = DType::F32;
+        let (wide, precision) = (DType::F32, self.op.precision());
         match self.op {
-            Op::CosineMatrix => Plan::cosine_matrix(batch, n, m, d, dtype, wide, device),
+            Op::CosineMatrix | Op::CosineSplit => Plan::cosine_matrix(batch, n, m, d, dtype, wide, precision, device),
             Op::Mine => Plan::mine(n, m, d, dtype, device),
             Op::SemiHard => Plan::mine_top_k(n, m, d, dtype, &semi_hard(), device),
             Op::Lse => Plan::pairwise_statistics(n, m, d, dtype, &PairwiseObjective::InfoNce { scale: SCALE }, device),
-            Op::InfoNce => {
-                let objective = PairwiseObjective::InfoNce { scale: SCALE };
-                Plan::pairwise_step(n, m, d, dtype, wide, &objective, PAIRWISE_WAVE_BYTES, 0, device)
+            Op::InfoNce | Op::InfoNceSplit | Op::SigLip => {
+                let info_nce = PairwiseObjective::InfoNce { scale: SCALE };
+                let objective = if self.op == Op::SigLip { siglip()? } else { info_nce };
+                let wave_bytes = PAIRWISE_WAVE_BYTES;
+                Plan::pairwise_step(n, m, d, dtype, wide, &objective, wave_bytes, 0, precision, device)
             }
-            Op::SigLip => Plan::pairwise_step(n, m, d, dtype, wide, &siglip()?, PAIRWISE_WAVE_BYTES, 0, device),
             Op::WeightedGrad => Plan::weighted_grad(n, m, d, dtype, wide, 3 * n, device),
             Op::Goal => Plan::goal_step(n, d, dtype, wide, &goal_objective()?, device),
             Op::Ranks => Plan::ranks(n, m, d, dtype, true, device),
@@ -134,9 +157,9 @@ const fn square(op: Op, n: usize, d: usize, dtype: DType) -> Case {
 }
 
 /// The sixteen configurations; number 14 is several shapes in two types.
-pub const CONFIGURATIONS: [Configuration; 21] = {
+pub const CONFIGURATIONS: [Configuration; 22] = {
     use DType::{Bf16, F16, F32};
-    use Op::{CosineMatrix, Goal, InfoNce, Lse, Mine, Ranks, SemiHard, SigLip, WeightedGrad};
+    use Op::{CosineMatrix, CosineSplit, Goal, InfoNce, Lse, Mine, Ranks, SemiHard, SigLip, WeightedGrad};
     let batched = Case { batch: 64, ..Case::new(CosineMatrix, 512, 512, 512, F16) };
     [
         configuration(1, "similarities in f32", square(CosineMatrix, 16384, 512, Bf16), ""),
@@ -144,7 +167,13 @@ pub const CONFIGURATIONS: [Configuration; 21] = {
             2,
             "similarities of f32",
             square(CosineMatrix, 8192, 1024, F32),
-            "computed with multiply-adds of f32, not as products of bf16",
+            "in full precision, the default: multiply-adds of f32",
+        ),
+        configuration(
+            2,
+            "similarities of f32",
+            square(CosineSplit, 8192, 1024, F32),
+            "with `Precision::SplitBf16`: rows in parts of bf16",
         ),
         configuration(3, "batched similarities", batched, ""),
         configuration(4, "hardest negatives", square(Mine, 16384, 512, Bf16), ""),

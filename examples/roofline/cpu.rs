@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use half::{bf16, f16};
 use simgrad::{
-    Backend, BatchMut, BatchRef, CosineOptions, DType, Element, GradOptions, GradientOf, Groups, MatMut, MatRef,
-    MineOptions, PairwiseObjective, PairwiseOptions, RecallOptions, StepOptions, WeightTriples,
+    Backend, BatchMut, BatchRef, DType, Element, GradOptions, GradientOf, Groups, MatMut, MatRef, MineOptions,
+    PairwiseObjective, PairwiseOptions, RecallOptions, StepOptions, WeightTriples,
 };
 
 use crate::cases::{Case, Op, SCALE, goal_objective, semi_hard, siglip};
@@ -139,8 +139,9 @@ where
     let backend = Backend::cpu();
     let (x, y) = (embeddings::<T>(batch * n, d, 1), embeddings::<T>(batch * m, d, 2));
     let (xm, ym) = (MatRef::new(&x, batch * n, d)?, MatRef::new(&y, batch * m, d)?);
-    let results = if op == Op::CosineMatrix { batch * n * m } else { n * d };
-    let (mut dx, mut dy) = (vec![0.0f32; results], vec![0.0f32; if op == Op::CosineMatrix { 0 } else { m * d }]);
+    let similarities = op.similarities();
+    let (results, others) = if similarities.is_some() { (batch * n * m, 0) } else { (n * d, m * d) };
+    let (mut dx, mut dy) = (vec![0.0f32; results], vec![0.0f32; others]);
     let ids: [Vec<i64>; 2] = [(n, 1), (m, m.div_ceil(n.max(1)).max(1))]
         .map(|(len, of): (usize, usize)| (0..len).map(|at| (at / of) as i64).collect());
     let count = 3 * n;
@@ -152,15 +153,15 @@ where
 
     let mut call = || -> Outcome<()> {
         match op {
-            Op::CosineMatrix => {
+            Op::CosineMatrix | Op::CosineSplit => {
                 let (x, y) = (BatchRef::new(&x, batch, n, d)?, BatchRef::new(&y, batch, m, d)?);
                 let out = BatchMut::new(&mut dx, batch, n, m)?;
-                backend.cosine_matrix(x, y, &CosineOptions::default(), out)?;
+                backend.cosine_matrix(x, y, &similarities.unwrap_or_default(), out)?;
             }
             Op::Mine => drop(backend.mine(xm, ym, &MineOptions::default())?),
             Op::SemiHard => drop(backend.mine_top_k(xm, ym, &semi_hard())?),
             Op::Lse => return Err(Failure::new("lse is a part of infonce and no operation that could be run alone")),
-            Op::InfoNce | Op::SigLip => {
+            Op::InfoNce | Op::InfoNceSplit | Op::SigLip => {
                 let (dx, dy) = (MatMut::new(&mut dx, n, d)?, MatMut::new(&mut dy, m, d)?);
                 backend.pairwise_step(xm, ym, &pairwise, &PairwiseOptions::default(), dx, dy)?;
             }

@@ -176,14 +176,15 @@ impl Device {
 }
 
 fn operation(case: &Case) -> Outcome<Operation> {
-    let pairwise = |objective, wave_bytes| Pairwise { objective, wave_bytes, keep_bytes: 0 };
+    let precision = case.op.precision();
+    let pairwise = |objective, wave_bytes| Pairwise { objective, wave_bytes, keep_bytes: 0, precision };
     let infonce = PairwiseObjective::InfoNce { scale: SCALE };
     Ok(match case.op {
-        Op::CosineMatrix => Operation::CosineMatrix,
+        Op::CosineMatrix | Op::CosineSplit => Operation::CosineMatrix(precision),
         Op::Mine => Operation::Mine,
         Op::SemiHard => Operation::MineTopK(semi_hard()),
         Op::Lse => Operation::PairwiseStatistics(pairwise(infonce, 1)),
-        Op::InfoNce => Operation::PairwiseStep(pairwise(infonce, PAIRWISE_WAVE_BYTES)),
+        Op::InfoNce | Op::InfoNceSplit => Operation::PairwiseStep(pairwise(infonce, PAIRWISE_WAVE_BYTES)),
         Op::SigLip => Operation::PairwiseStep(pairwise(siglip()?, PAIRWISE_WAVE_BYTES)),
         Op::WeightedGrad => Operation::WeightedGrad(3 * case.n),
         Op::Goal => Operation::GoalStep(goal_objective()?),

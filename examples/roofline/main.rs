@@ -23,15 +23,15 @@ use cases::{Case, Op};
 use clap::{Parser, ValueEnum};
 use common::{Failure, Outcome, say};
 use device::Device;
-use simgrad::DType;
 use simgrad::cuda::{Ceilings, PlanDevice};
+use simgrad::{DType, Precision};
 
 /// Prints, for an operation and a shape, the floor (operations, bytes, launches, time at stated ceilings), the plan with its
 /// reasons, and what was counted or measured beside it. Floors and plans are derived: no device is needed, and no number of
 /// theirs is a measurement.
 #[derive(Parser, Debug)]
 struct Args {
-    /// cosine_matrix, mine, semi_hard, lse, infonce, siglip, weighted_grad, goal or ranks
+    /// cosine_matrix, cosine_split, mine, semi_hard, lse, infonce, infonce_split, siglip, weighted_grad, goal or ranks
     #[arg(required_unless_present = "all", value_parser = parse_op)]
     op: Option<Op>,
     /// Rows of x
@@ -46,7 +46,7 @@ struct Args {
     /// f32, f16 or bf16
     #[arg(required_unless_present = "all", value_parser = parse_dtype)]
     dtype: Option<DType>,
-    /// Matrices, of cosine_matrix
+    /// Matrices, of cosine_matrix and cosine_split
     #[arg(long, default_value_t = 1)]
     batch: usize,
     /// The sixteen configurations as a table
@@ -135,7 +135,10 @@ fn counted_table(device: &Device) -> Outcome<String> {
     }
     let mut table = text::COUNTED_HEAD.to_owned();
     for (_, op) in Op::ALL {
-        for dtype in [DType::Bf16, DType::F32] {
+        // 16-bit rows are not split.
+        for dtype in
+            [DType::Bf16, DType::F32].into_iter().filter(|d| op.precision() == Precision::Full || *d == DType::F32)
+        {
             let case = Case::new(op, 512, 512, 128, dtype);
             table += &text::counted_rows(&case.text(), &count(device, &case)?);
         }
@@ -147,8 +150,8 @@ fn one(args: &Args, case: &Case) -> Outcome<()> {
     if case.op == Op::Goal && case.n != case.m {
         return Err(Failure::new(format!("goal takes as many rows of y as of x, {}, not {}", case.n, case.m)));
     }
-    if case.batch != 1 && case.op != Op::CosineMatrix {
-        return Err(Failure::option("batch", "only cosine_matrix takes more than one matrix"));
+    if case.batch != 1 && case.op.similarities().is_none() {
+        return Err(Failure::option("batch", "only similarities are of more than one matrix"));
     }
     let opened =
         if args.device == Which::Present || args.measure == Some(Measure::Cuda) { Some(Device::open()?) } else { None };

@@ -332,12 +332,12 @@ struct Weights {
         }
     }
 
-    __device__ __forceinline__ void store(const TileAcc& acc, uint32_t row0, uint32_t col0) const {
+    __device__ __forceinline__ void store(const TileAcc& acc, void* w, uint32_t row0, uint32_t col0) const {
         const uint32_t first_row = row0 - p.first_tile * kTile;
         if constexpr (sizeof(W) == 4) {
 #pragma unroll
             for (int i = 0; i < kThreadRows; ++i) {
-                float* to = static_cast<float*>(p.w) + (first_row + thread.row(i)) * p.ldw + col0 + thread.first_col;
+                float* to = static_cast<float*>(w) + (first_row + thread.row(i)) * p.ldw + col0 + thread.first_col;
 #pragma unroll
                 for (int k = 0; k < kThreadCols; k += 2) {
                     *reinterpret_cast<float2*>(to + 4 * k) = make_float2(element(acc, i, k), element(acc, i, k + 1));
@@ -348,7 +348,7 @@ struct Weights {
             const uint32_t lane = thread.index & 3;
 #pragma unroll
             for (int i = 0; i < kThreadRows; ++i) {
-                W* const to = static_cast<W*>(p.w) + (first_row + thread.row(i)) * p.ldw + col0 +
+                W* const to = static_cast<W*>(w) + (first_row + thread.row(i)) * p.ldw + col0 +
                               thread.warp_col() * (4 * kThreadCols) + lane * 8;
 #pragma unroll
                 for (int k = 0; k < kThreadCols; k += 8) {
@@ -389,7 +389,23 @@ struct Weights {
             if (p.mix & kMixKeep) return;
         }
         if (sizeof(W) == 2) unscale(acc, row0);
-        store(acc, row0, col0);
+        store(acc, p.w, row0, col0);
+#ifdef SIMGRAD_GROUP_TILE
+        if constexpr (__is_same(T, __nv_bfloat16)) {
+            if (p.low == nullptr) return;
+            keep_rest(acc);
+            store(acc, p.low, row0, col0);
+        }
+#endif
+    }
+
+    // What bf16 has rounded off. Weights that are not finite have no rest, which would be NaN in every case.
+    static __device__ __forceinline__ void keep_rest(TileAcc& acc) {
+#pragma unroll
+        for (int e = 0; e < kThreadElements; ++e) {
+            const float rest = acc[e] - __bfloat162float(__float2bfloat16_rn(acc[e]));
+            acc[e] = fabsf(rest) < pos_infinity() ? rest : 0.0f;
+        }
     }
 
     // This part's share, and the parts before it.

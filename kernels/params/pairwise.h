@@ -166,6 +166,7 @@ struct PairwiseWeightsParams {
     const float* col_coefficients;  // (kColPlanes, m), both sides only
     const PairwiseScale* scale;     // null: 1
     void* w;                        // (wave rows, ldw): bf16 for 16-bit T, else f32; whole tiles are written
+    void* low;                      // the same, what bf16 rounds off, in bf16; or null. By warpgroups of bf16 only
     float* mixed;                   // the wave's sum of the parts' weights, tile after tile; null unless kMix* says so
     float* diagonal;                // (min(n, m)), weights of own pairs that are positive, which W does not hold
     double* sums;                   // (grid, kWaveSums)
@@ -180,7 +181,7 @@ struct PairwiseWeightsParams {
     float share;                    // factor of this part's weights, but not of sums
     uint32_t mix;                   // kMix* or 0
 };
-static_assert(sizeof(PairwiseWeightsParams) == 288, "keep in step with src/cuda/pairwise_params.rs");
+static_assert(sizeof(PairwiseWeightsParams) == 296, "keep in step with src/cuda/pairwise_params.rs");
 
 struct PairwiseGradParams {
     const void* w;         // (wave rows, ldw), whole tiles
@@ -227,9 +228,11 @@ struct PairwiseGradGroupParams {
     uint32_t long_steps;    // of 64 k, in each of them
     uint32_t short_steps;
     uint32_t meanwhile;     // long_steps / short_steps
+    uint32_t part;          // f32: columns from one part of x and y to the next
+    uint32_t rest_w;        // f32: rows from the leading part of w to the rest
     uint32_t pad_;
 };
-static_assert(sizeof(PairwiseGradGroupParams) == 112, "keep in step with src/cuda/pairwise_params.rs");
+static_assert(sizeof(PairwiseGradGroupParams) == 120, "keep in step with src/cuda/pairwise_params.rs");
 
 // Rows of f16 and where their parts go.
 struct PairwiseSplitSide {

@@ -6,16 +6,17 @@ use super::descriptor::{RawBatch, RawBuf, check_disjoint, check_extent};
 use super::kernels::Kernels;
 use super::launch::params;
 use super::plan::{SweepKernel, SweepShape};
-use super::prepare::{Prepare, Wants};
+use super::prepare::{Operand, Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
+use super::split::{Split, split_depth, splits};
 use super::tensor::{Binder, DeviceBatch, DeviceBatchMut, DeviceElement};
 use super::tile_kernel::{TileKernel, launch_tiles, tile_plan};
 use super::workspace::Layout;
 use crate::check;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::options::{CosineOptions, Normalization};
+use crate::options::CosineOptions;
 
 const OP: &str = "cosine_matrix";
 
@@ -66,7 +67,7 @@ pub struct RawCosineMatrix<'a> {
     pub x: RawBatch,
     /// `(batch, m, d)`, of the type of `x`.
     pub y: RawBatch,
-    /// Normalisation and scale.
+    /// Normalisation, scale and precision.
     pub options: &'a CosineOptions,
     /// `(batch, n, m)`, f32, f16 or bf16.
     pub out: RawBatch,
@@ -74,23 +75,62 @@ pub struct RawCosineMatrix<'a> {
     pub workspace: RawBuf,
 }
 
+/// What the tile kernels multiply.
+enum Operands {
+    /// Rows as they are, or copies.
+    Prepared(Prepare),
+    /// Rows of f32 in parts of bf16.
+    Split(Split),
+}
+
+impl Operands {
+    fn at(&self, base: u64) -> [Operand; 2] {
+        match self {
+            Self::Prepared(prepare) => [prepare.x(base), prepare.y(base)],
+            Self::Split(split) => [split.x(base), split.y(base)],
+        }
+    }
+
+    /// # Safety
+    /// As [`Prepare::launch`] and [`Split::launch`].
+    unsafe fn launch(&self, kernels: &Kernels, stream: &CudaStream, base: u64) -> Result<()> {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match self {
+                Self::Prepared(prepare) => prepare.launch(kernels, stream, base),
+                Self::Split(split) => split.launch(kernels, stream, base),
+            }
+        }
+    }
+}
+
+/// Features and type of the operands that are multiplied for rows of `d` elements of type `dtype`.
+pub(super) fn multiplied(options: &CosineOptions, d: usize, dtype: DType) -> (usize, DType) {
+    if splits(options.precision, dtype) { (split_depth(d), DType::Bf16) } else { (d, dtype) }
+}
+
 /// Where everything lies in the workspace.
 struct Plan {
-    prepare: Prepare,
+    operands: Operands,
     bytes: usize,
 }
 
 impl Plan {
-    fn new(matrices: [&RawBatch; 2], normalization: Normalization, any_layout: bool) -> Result<Self> {
+    fn new(matrices: [&RawBatch; 2], options: &CosineOptions, any_layout: bool) -> Result<Self> {
         let mut layout = Layout::new(OP);
-        let wants = Wants { any_layout, ..Wants::default() };
-        let prepare = Prepare::plan(&mut layout, OP, matrices, normalization, &wants)?;
-        Ok(Self { prepare, bytes: layout.total() })
+        let operands = if splits(options.precision, matrices[0].dtype) {
+            Operands::Split(Split::plan(&mut layout, OP, matrices, options.normalization)?)
+        } else {
+            let wants = Wants { any_layout, ..Wants::default() };
+            Operands::Prepared(Prepare::plan(&mut layout, OP, matrices, options.normalization, &wants)?)
+        };
+        Ok(Self { operands, bytes: layout.total() })
     }
 }
 
 /// Bytes of workspace that [`cosine_matrix`] needs for `batch` pairs of `x` (`n × d`) and `y` (`m × d`) of type `dtype`,
-/// whatever the alignment and the strides of the operands. Host arithmetic only.
+/// whatever the alignment and the strides of the operands. Of the options normalisation and precision matter. Host arithmetic
+/// only.
 ///
 /// # Errors
 /// [`Error::TooLarge`].
@@ -100,7 +140,7 @@ pub fn cosine_matrix_workspace_bytes(
     m: usize,
     d: usize,
     dtype: DType,
-    normalization: Normalization,
+    options: &CosineOptions,
 ) -> Result<usize> {
     for (arg, extent) in [("x.batch", batch), ("x.rows", n), ("y.rows", m), ("x.cols", d)] {
         check_extent(OP, arg, extent)?;
@@ -108,7 +148,7 @@ pub fn cosine_matrix_workspace_bytes(
     // A batch of one and the same matrix needs no more.
     let matrix =
         |rows: usize| RawBatch { ptr: 0, batch, rows, cols: d, row_stride: d, batch_stride: usize::MAX, dtype };
-    Ok(Plan::new([&matrix(n), &matrix(m)], normalization, true)?.bytes)
+    Ok(Plan::new([&matrix(n), &matrix(m)], options, true)?.bytes)
 }
 
 /// Checks everything that the host can see.
@@ -123,7 +163,7 @@ fn check_arguments(a: &RawCosineMatrix<'_>) -> Result<Plan> {
         let expected = "a number that f32 can hold".to_owned();
         return Err(Error::InvalidOption { op: OP, arg: "options.scale", expected, got: options.scale.to_string() });
     }
-    let plan = Plan::new([x, y], options.normalization, false)?;
+    let plan = Plan::new([x, y], options, false)?;
     let workspace = ("workspace", workspace.check_workspace(OP, plan.bytes)?);
     check_disjoint(OP, &[result, workspace], &inputs)?;
     Ok(plan)
@@ -135,8 +175,7 @@ fn vectors(out: &RawBatch) -> bool {
     out.ptr.is_multiple_of(VECTOR as u64) && aligned(out.row_stride) && (out.batch <= 1 || aligned(out.batch_stride))
 }
 
-fn kernel_params(a: &RawCosineMatrix<'_>, plan: &Plan) -> CosineMatrixParams {
-    let (x, y) = (plan.prepare.x(a.workspace.ptr), plan.prepare.y(a.workspace.ptr));
+fn kernel_params(a: &RawCosineMatrix<'_>, [x, y]: [Operand; 2], d: usize) -> CosineMatrixParams {
     CosineMatrixParams {
         x: x.ptr,
         y: y.ptr,
@@ -154,7 +193,7 @@ fn kernel_params(a: &RawCosineMatrix<'_>, plan: &Plan) -> CosineMatrixParams {
         batch: a.x.batch as u32,
         n: a.x.rows as u32,
         m: a.y.rows as u32,
-        d: a.x.cols as u32,
+        d: d as u32,
         scale: a.options.scale as f32,
         out_type: match a.out.dtype {
             DType::F16 => 1,
@@ -182,19 +221,21 @@ pub unsafe fn cosine_matrix_raw(kernels: &Kernels, stream: &CudaStream, a: &RawC
     if batch == 0 || n == 0 || m == 0 {
         return Ok(());
     }
+    let (d, dtype) = multiplied(a.options, d, dtype);
     let tiles = tile_plan(kernels, SweepKernel::CosineMatrix, SweepShape { batch, n, m, d, dtype });
-    let operands = [plan.prepare.x(a.workspace.ptr), plan.prepare.y(a.workspace.ptr)];
-    let params = kernel_params(a, &plan);
+    let operands = plan.operands.at(a.workspace.ptr);
+    let params = kernel_params(a, operands, d);
     let _scope = Scope::enter(OP, stream.context())?;
     // SAFETY: the extents were checked, the pointers are valid by the caller's promise.
     unsafe {
-        plan.prepare.launch(kernels, stream, a.workspace.ptr)?;
+        plan.operands.launch(kernels, stream, a.workspace.ptr)?;
         launch_tiles(kernels, stream, &COSINE_MATRIX, &tiles, operands, &params)
     }
 }
 
 /// `out[b, i, j] = scale · x̂_bi · ŷ_bj` (eq. 3) for `x` (`batch × n × d`), `y` (`batch × m × d`) and `out`
-/// (`batch × n × m`) of any of the three element types, accumulated in f32 and rounded once.
+/// (`batch × n × m`) of any of the three element types, accumulated in f32 and rounded once. f32 inputs are multiplied in f32, or
+/// with [`Precision::SplitBf16`](crate::Precision::SplitBf16) on tensor cores, as precisely as it says.
 ///
 /// An input may be one matrix for the whole batch (batch stride 0). `workspace` has [`cosine_matrix_workspace_bytes`]
 /// bytes, whose contents do not matter before and mean nothing after. Enqueues at most 2 kernels; allocates nothing, does
@@ -228,6 +269,7 @@ pub fn cosine_matrix<T: DeviceElement, O: DeviceElement>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::Precision;
 
     const OUT: RawBatch =
         RawBatch { ptr: 256, batch: 2, rows: 3, cols: 6, row_stride: 6, batch_stride: 18, dtype: DType::F32 };
@@ -244,11 +286,15 @@ mod tests {
 
     #[test]
     fn the_workspace_for_any_layout_covers_batches_with_gaps_and_repeated_matrices() {
-        let any = cosine_matrix_workspace_bytes(4, 10, 20, 33, DType::F32, Normalization::L2).unwrap();
-        for batch_stride in [0, 33, 330, 1000] {
-            let matrix = |rows| RawBatch { ptr: 256, batch: 4, rows, cols: 33, row_stride: 33, batch_stride, ..OUT };
-            let plan = Plan::new([&matrix(10), &matrix(20)], Normalization::L2, false).unwrap();
-            assert!(plan.bytes <= any);
+        for precision in [Precision::Full, Precision::SplitBf16] {
+            let options = CosineOptions { precision, ..CosineOptions::default() };
+            let any = cosine_matrix_workspace_bytes(4, 10, 20, 33, DType::F32, &options).unwrap();
+            for batch_stride in [0, 33, 330, 1000] {
+                let matrix =
+                    |rows| RawBatch { ptr: 256, batch: 4, rows, cols: 33, row_stride: 33, batch_stride, ..OUT };
+                let plan = Plan::new([&matrix(10), &matrix(20)], &options, false).unwrap();
+                assert!(plan.bytes <= any);
+            }
         }
     }
 }

@@ -31,7 +31,7 @@ pub fn cosine_matrix<T: Element, O: Element<Acc = T::Acc>>(
     check::cosine_matrix(OP, batches, (n, d), (m, y.cols()), (out.rows(), out.cols()), options.scale)?;
     let session = Session::begin(OP, cuda)?;
     session.require_supported("x", T::DTYPE)?;
-    let bytes = cosine_matrix_workspace_bytes(batches[0], n, m, d, T::DTYPE, options.normalization)?;
+    let bytes = cosine_matrix_workspace_bytes(batches[0], n, m, d, T::DTYPE, options)?;
     let (_x, x) = session.upload_batch(x)?;
     let (_y, y) = session.upload_batch(y)?;
     let len = out.batch().saturating_mul(n).saturating_mul(m);

@@ -201,7 +201,7 @@ fn step<T: Element, G: GradientOf<T>>(
     session.require_supported("x", T::DTYPE)?;
     let ((n, d), m) = (xs, ys.0);
     let keep_bytes = if kind == Kind::Mixture { PAIRWISE_WAVE_BYTES } else { 0 };
-    let grant = Grant { wave_bytes: PAIRWISE_WAVE_BYTES, keep_bytes };
+    let grant = Grant { wave_bytes: PAIRWISE_WAVE_BYTES, keep_bytes, precision: options.precision };
     let bytes = workspace_bytes(kind, n, y.map(|_| m), d, T::DTYPE, parts, options.normalization, grant, conflict)?;
     let (_x, x) = session.upload_mat(x)?;
     let y = y.map(|y| session.upload_mat(y)).transpose()?;
@@ -230,6 +230,7 @@ fn step<T: Element, G: GradientOf<T>>(
         conflict: raw(&relation, pairwise_conflict_len(parts.len())),
         wave_bytes: grant.wave_bytes,
         keep_bytes: grant.keep_bytes,
+        precision: grant.precision,
         workspace: workspace.workspace(),
     };
     // SAFETY: the buffers live until the session has waited for the stream.

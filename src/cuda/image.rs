@@ -148,6 +148,7 @@ pub(crate) const IMAGES: &[Image] = &[
     hopper_image!(
         "pairwise_grad_hopper",
         [
+            "pairwise_grad_hopper_f32" => GRAD_SHARED_BYTES,
             "pairwise_grad_hopper_f16" => GRAD_SHARED_BYTES,
             "pairwise_grad_hopper_bf16" => GRAD_SHARED_BYTES,
             "pairwise_split_f16" => 0,
@@ -273,6 +274,7 @@ pub(crate) const IMAGES: &[Image] = &[
             "normalize_backward_bf16_f32",
         ]
     ),
+    image!("split", ["split_f32"]),
     image!(
         "top_k",
         [

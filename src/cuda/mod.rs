@@ -69,6 +69,7 @@ mod ranks;
 mod row_norms;
 mod schedule;
 mod scope;
+mod split;
 mod sweep;
 mod tensor;
 mod tensor_map;

@@ -1,7 +1,7 @@
 //! The launches of every operation, as it will enqueue them, with what each reads, writes and computes. Bytes are those that
 //! are touched at least once; tests hold them against what an emulator counts.
 
-use super::cosine_matrix::{COSINE_MATRIX, cosine_matrix_workspace_bytes};
+use super::cosine_matrix::{COSINE_MATRIX, cosine_matrix_workspace_bytes, multiplied};
 use super::descriptor::{RawBatch, RawMat};
 use super::explain::reason;
 use super::gather;
@@ -16,6 +16,7 @@ use super::plan::{PlanDevice, Scheme, Splits, SweepKernel, SweepPlan, SweepShape
 use super::prepare::{BLOCK, Prepare, Wants, by_dtype, row_blocks};
 use super::ranks::{RANKS, ranks_workspace_bytes};
 use super::row_norms::gradient_kernel;
+use super::split::{SPLIT, Split, splits};
 use super::sweep::{MINE, MINE_STATS, Select, Stats, collected, key_words, sweep_plan_on};
 use super::tile_kernel::tile_plan_on;
 use super::top_k::{MERGE_BLOCK as SELECT_BLOCK, MINE_TOP_K, mine_top_k_workspace_bytes, places};
@@ -26,7 +27,7 @@ use crate::check;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::objective::Objective;
-use crate::options::Normalization;
+use crate::options::{CosineOptions, Normalization, Precision};
 use crate::top_k::TopKOptions;
 
 /// Threads of a block of `mine_merge`.
@@ -70,14 +71,25 @@ impl Inputs {
         RawMat::new(SOMEWHERE, rows, self.d, self.dtype)
     }
 
-    pub(super) fn prepare(&self, wants: Wants) -> Result<Prepare> {
-        let matrix = |rows: usize| RawBatch {
+    fn batches(&self) -> [RawBatch; 2] {
+        [self.n, self.m].map(|rows| RawBatch {
             batch: self.batch,
             batch_stride: rows * self.d,
             ..RawBatch::from(self.matrix(rows))
-        };
-        let mut layout = Layout::new(self.op);
-        Prepare::plan(&mut layout, self.op, [&matrix(self.n), &matrix(self.m)], Normalization::L2, &wants)
+        })
+    }
+
+    pub(super) fn prepare(&self, wants: Wants) -> Result<Prepare> {
+        let [x, y] = &self.batches();
+        Prepare::plan(&mut Layout::new(self.op), self.op, [x, y], Normalization::L2, &wants)
+    }
+
+    /// `split`, which takes the place of `prepare`.
+    fn split(&self) -> Result<PlannedLaunch> {
+        let [x, y] = &self.batches();
+        let split = Split::plan(&mut Layout::new(self.op), self.op, [x, y], Normalization::L2)?;
+        let (blocks, read, written) = split.traffic();
+        Ok(self.simple(SPLIT, (blocks, 1, 1), BLOCK, [read, written]))
     }
 
     pub(super) const fn size(&self) -> f64 {
@@ -266,6 +278,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::EmptyDim`], [`Error::UnsupportedDType`].
+    #[allow(clippy::too_many_arguments)]
     pub fn cosine_matrix(
         batch: usize,
         n: usize,
@@ -273,20 +286,29 @@ impl Plan {
         d: usize,
         dtype: DType,
         out: DType,
+        precision: Precision,
         device: PlanDevice,
     ) -> Result<Self> {
         let op = "cosine_matrix";
         let inputs = Inputs { batch, ..Inputs::new(op, [n, m, d], dtype, device)? };
         RawMat::new(SOMEWHERE, n, m, out).check(op, "out")?;
-        let workspace = cosine_matrix_workspace_bytes(batch, n, m, d, dtype, Normalization::L2)?;
+        let options = CosineOptions { precision, ..CosineOptions::default() };
+        let workspace = cosine_matrix_workspace_bytes(batch, n, m, d, dtype, &options)?;
         let prepare = inputs.prepare(Wants::default())?;
         let results = batch as f64 * n as f64 * m as f64 * out.size() as f64;
         let mut launches = Vec::new();
         if results > 0.0 {
-            inputs.prepared(&mut launches, &prepare);
-            let sweep = tile_plan_on(device, SweepKernel::CosineMatrix, inputs.shape());
+            let split = splits(precision, dtype);
+            if split {
+                launches.push(inputs.split()?);
+            } else {
+                inputs.prepared(&mut launches, &prepare);
+            }
+            let (d, dtype) = multiplied(&options, d, dtype);
+            let operands = Inputs { d, dtype, ..inputs };
+            let sweep = tile_plan_on(device, SweepKernel::CosineMatrix, operands.shape());
             let kernel = COSINE_MATRIX.name(dtype, sweep.scheme);
-            launches.push(inputs.sweep(kernel, sweep, prepare.scaled(), [0.0, results]));
+            launches.push(operands.sweep(kernel, sweep, split || prepare.scaled(), [0.0, results]));
         }
         let floor = inputs.floor(ONE, WHY_MATRIX, results, 2);
         Ok(inputs.plan(launches, workspace, floor))

@@ -1,7 +1,7 @@
 //! As `op_launches.rs`, of the steps over all pairs.
 
 use super::op_launches::Inputs;
-use super::op_plan::{Floor, Plan, PlannedLaunch};
+use super::op_plan::{Arithmetic, Floor, Plan, PlannedLaunch};
 use super::pairwise_grad_hopper::{GRAD_SHARED_BYTES, GroupProducts, PartsShape, SPLIT};
 use super::pairwise_gradient::{FINISH, GRAD, finish_threads};
 use super::pairwise_params::{COL_PLANES, Form, LINES, ROW_PLANES, SET_PLANES, SPLIT_THREADS};
@@ -10,12 +10,13 @@ use super::pairwise_sweep::{STATS, Sweeps, WEIGHTS};
 use super::plan::{
     GROUP_BLOCK, GROUP_CLUSTER, PlanDevice, Scheme, SweepPlan, SweepShape, TILE, TILE_BLOCK, TILE_SHARED_BYTES, tiles,
 };
-use super::prepare::by_dtype;
+use super::prepare::{BLOCK, by_dtype};
 use super::row_norms::gradient_kernel;
+use super::split::SPLIT as SPLIT_F32;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::mixture::PairwisePart;
-use crate::options::Normalization;
+use crate::options::{Normalization, Precision};
 use crate::pairwise::PairwiseObjective;
 
 const OP: &str = "pairwise_step";
@@ -29,6 +30,11 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
+    /// What the sweeps multiply.
+    fn operands(&self) -> Inputs {
+        Inputs { d: self.sweeps.d, dtype: self.sweeps.dtype, ..self.inputs }
+    }
+
     fn form(&self) -> &super::pairwise_params::ObjectiveForm {
         &self.plan.parts[0].form
     }
@@ -54,7 +60,7 @@ impl Step<'_> {
     /// A sweep of all similarities. `stored` and `loaded` tell whether they are in memory, after and before it.
     fn sweep_all(&mut self, stored: bool, loaded: bool) {
         let form = *self.form();
-        let inputs = self.inputs;
+        let inputs = self.operands();
         let sweep = self.sweeps.stats;
         let kernel = STATS[usize::from(form.both)].name(inputs.dtype, sweep.scheme);
         let pairs = if form.both { 4.0 * self.pairs() } else { 0.0 };
@@ -68,7 +74,7 @@ impl Step<'_> {
     fn load(&self, launch: PlannedLaunch) -> PlannedLaunch {
         let part = launch.sweep.map_or(0.0, |sweep| tiles(sweep.shape.n) as f64 / tiles(self.inputs.n) as f64);
         let lines = launch.sweep.map_or(0.0, |sweep| (sweep.shape.n + sweep.shape.m) as f64);
-        let operands = self.inputs.rows(lines);
+        let operands = self.operands().rows(lines);
         PlannedLaunch { sweep: None, operations: 0.0, read: launch.read - operands + part * self.kept(), ..launch }
     }
 
@@ -80,7 +86,7 @@ impl Step<'_> {
         let mut loaded = false;
         if inputs.n > 0 && inputs.m > 0 {
             if form.form == Form::Triplet {
-                let (pairs, _) = inputs.pairs(self.plan.prepare.scaled(), 4.0 * self.pairs());
+                let (pairs, _) = self.operands().pairs(self.plan.prepare.scaled(), 4.0 * self.pairs());
                 self.launches.push(pairs);
             }
             if form.mined {
@@ -120,8 +126,9 @@ impl Step<'_> {
         // Every block leaves four sums; without statistics also flags.
         let flags = if form.has_statistics() { 0.0 } else { 4.0 * (rows + m) as f64 };
         let written = weights + 4.0 * own + 32.0 * wave.blocks() as f64 + flags;
-        let kernel = WEIGHTS[usize::from(form.both)].name(dtype, sweep.scheme);
-        let launch = inputs.sweep(kernel, sweep, self.plan.prepare.scaled(), [4.0 * words, written]);
+        let multiplied = self.operands();
+        let kernel = WEIGHTS[usize::from(form.both)].name(multiplied.dtype, sweep.scheme);
+        let launch = multiplied.sweep(kernel, sweep, self.plan.prepare.scaled(), [4.0 * words, written]);
         let loads = matches!(self.plan.kept, Kept::All(_));
         let launch = if loads { self.load(launch) } else { launch };
         self.launches.push(launch);
@@ -134,9 +141,12 @@ impl Step<'_> {
         };
         let sums = (self.plan.ld_gradients * 4) as f64;
         let earlier = if wave.first > 0 { sums * m as f64 } else { 0.0 };
-        // f16 by groups: two parts of every element, in whole steps of rows and of columns.
+        // f16 by groups: two parts of every element, in whole steps of rows and of columns; f32 in parts: all of them.
+        let split = self.sweeps.split(self.plan).is_some();
         let operands = |rows: usize| {
-            if groups.is_some() && dtype == DType::F16 {
+            if split {
+                multiplied.rows(rows as f64)
+            } else if groups.is_some() && dtype == DType::F16 {
                 let PartsShape { padded, ld } = PartsShape::new(rows, d);
                 4.0 * (padded * ld) as f64
             } else {
@@ -157,7 +167,8 @@ impl Step<'_> {
         if let Some(groups) = groups {
             let launch = inputs.simple(groups.kernel, groups.grid, GROUP_BLOCK, [read, written]);
             let (operations, shared_bytes) = (groups.operations(), GRAD_SHARED_BYTES);
-            self.launches.push(PlannedLaunch { scheme: Scheme::GroupMma, shared_bytes, operations, again, ..launch });
+            let (scheme, arithmetic) = (Scheme::GroupMma, Arithmetic::Tensor);
+            self.launches.push(PlannedLaunch { scheme, arithmetic, shared_bytes, operations, again, ..launch });
             return;
         }
         // A tile of rows sums over all columns in steps of 128 bytes, one of columns over the wave's tiles; f16 twice.
@@ -171,7 +182,16 @@ impl Step<'_> {
     }
 
     fn group_products(&self, wave: &Wave) -> Option<GroupProducts> {
-        GroupProducts::new(&self.inputs.device, self.inputs.dtype, self.plan.shape, wave)
+        let split = self.sweeps.split(self.plan).is_some();
+        GroupProducts::new(&self.inputs.device, self.inputs.dtype, split, self.plan.shape, wave)
+    }
+
+    /// f32 rows in parts.
+    fn split_f32(&mut self) {
+        if let Some(split) = self.sweeps.split(self.plan) {
+            let (blocks, read, written) = split.traffic();
+            self.launches.push(self.inputs.simple(SPLIT_F32, (blocks, 1, 1), BLOCK, [read, written]));
+        }
     }
 
     /// What the products of the first wave need.
@@ -222,9 +242,11 @@ impl Plan {
         objective: &PairwiseObjective,
         wave_bytes: usize,
         keep_bytes: usize,
+        precision: Precision,
         device: PlanDevice,
     ) -> Result<Self> {
-        Self::of_pairs(OP, [n, m, d], [dtype, gradient], objective, Grant { wave_bytes, keep_bytes }, device)
+        let grant = Grant { wave_bytes, keep_bytes, precision };
+        Self::of_pairs(OP, [n, m, d], [dtype, gradient], objective, grant, device)
     }
 
     /// Of what [`pairwise_step`](super::pairwise_step()) does before it weighs pairs: for InfoNCE the log-sum-exp of every row
@@ -240,7 +262,7 @@ impl Plan {
         objective: &PairwiseObjective,
         device: PlanDevice,
     ) -> Result<Self> {
-        let grant = Grant { wave_bytes: 1, keep_bytes: 0 };
+        let grant = Grant { wave_bytes: 1, keep_bytes: 0, precision: Precision::Full };
         Self::of_pairs("pairwise_statistics", [n, m, d], [dtype, DType::F32], objective, grant, device)
     }
 
@@ -256,13 +278,15 @@ impl Plan {
         let [n, m, d] = extents;
         let kernel = gradient_kernel(op, "dx", dtype, gradient, &FINISH)?;
         let l2 = Normalization::L2;
-        let workspace = pairwise_workspace_bytes(n, m, d, dtype, objective, l2, grant.wave_bytes, grant.keep_bytes)?;
+        let Grant { wave_bytes, keep_bytes, precision } = grant;
+        let workspace = pairwise_workspace_bytes(n, m, d, dtype, objective, l2, wave_bytes, keep_bytes, precision)?;
         let part = [PairwisePart::new(1.0, *objective)];
         let y = inputs.matrix(m);
         let plan = pairwise_plan::Plan::new(Kind::Step, &inputs.matrix(n), Some(&y), &part, l2, grant, false)?;
         let sweeps = Sweeps::new(device, &plan, dtype);
         let mut step = Step { inputs, plan: &plan, sweeps: &sweeps, launches: Vec::new() };
         inputs.prepared(&mut step.launches, &plan.prepare);
+        step.split_f32();
         step.statistics();
         if op != OP {
             let floor = inputs.floor(

@@ -14,7 +14,7 @@ use super::weighted_grad::Upstream;
 use crate::dtype::GradientOf;
 use crate::error::Result;
 use crate::mixture::PairwisePart;
-use crate::options::{Normalization, WriteMode};
+use crate::options::{Normalization, Precision, WriteMode};
 use crate::pairwise::{PairwiseObjective, PairwiseReport};
 
 /// As [`pairwise_step`], or with no `y` as [`pairwise_step_single`], on plain pointers.
@@ -60,6 +60,9 @@ pub struct DevicePairwiseOptions<'a> {
     /// need more, there is no such memory; nor for [`pairwise_step_custom`](super::pairwise_step_custom), whose waves hold
     /// their similarities already. Default: 0.
     pub keep_bytes: usize,
+    /// How f32 rows are multiplied; see [`pairwise_step`]. [`pairwise_step_custom`](super::pairwise_step_custom) has full
+    /// precision. Default: [`Precision::Full`].
+    pub precision: Precision,
 }
 
 impl Default for DevicePairwiseOptions<'_> {
@@ -76,6 +79,7 @@ impl Default for DevicePairwiseOptions<'_> {
             log_q: None,
             wave_bytes: PAIRWISE_WAVE_BYTES,
             keep_bytes: 0,
+            precision: Precision::Full,
         }
     }
 }
@@ -84,13 +88,20 @@ impl Default for DevicePairwiseOptions<'_> {
 /// `W = dL/dS`, through the normalisation.
 ///
 /// `x` and `dx` are `(n, d)`, `y` and `dy` `(m, d)`; `report` has one element, `workspace`
-/// [`pairwise_workspace_bytes`](super::pairwise_workspace_bytes) bytes for the same `wave_bytes` and `keep_bytes`, whose
+/// [`pairwise_workspace_bytes`](super::pairwise_workspace_bytes) bytes for the same `wave_bytes`, `keep_bytes` and `precision`, whose
 /// contents do not matter before and mean nothing after. One sweep over tiles of similarities collects statistics (two with a miner, none
 /// for [`SigLip`](PairwiseObjective::SigLip)), then the tiles are computed once more, a wave of rows at a time, for the
 /// weights and two products with them: 4 products of `n m d` in all, 3 for SigLIP. Similarities and weights of 16-bit inputs are products on tensor cores; weights are rounded to bf16,
 /// except those of own pairs that are positive (f16 inputs take half as many products again, as exact sums of two bf16).
 ///
-/// Enqueues 4 kernels and 2 more per wave, 1 less for SigLIP, 1 more for [`TripletAll`](PairwiseObjective::TripletAll), 2 more with a miner;
+/// Of f32 inputs all products are multiply-adds of f32. With [`Precision::SplitBf16`] they are on tensor cores where there is
+/// code for warpgroups, on devices of compute capability 9.0; elsewhere the option changes nothing. Rows and weights are two bf16
+/// numbers per element then, and the products those of [`Precision::SplitBf16`], 12 of bf16 in all; weights are off by as much as
+/// their logits by the error of a similarity, and sums of gradients by 2⁻¹⁵ of the sum of the magnitudes of their terms at most.
+/// Rows that are not normalised have that precision down to a norm of 2⁻⁸⁰. What is not finite is so under both, but may be an
+/// infinity or NaN.
+///
+/// Enqueues 4 kernels and 2 more per wave, 1 more for f32 on tensor cores, 1 less for SigLIP, 1 more for [`TripletAll`](PairwiseObjective::TripletAll), 2 more with a miner;
 /// allocates nothing on the device, does not synchronise, reads nothing back; can be captured. Bitwise the same from run
 /// to run for the same `wave_bytes`. If a launch is refused, `dx` and `dy` are unchanged.
 ///
@@ -203,6 +214,7 @@ pub(super) fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
         conflict: conflict.as_ref().map_or(RawBuf::NULL, |(raw, _)| *raw),
         wave_bytes: options.wave_bytes,
         keep_bytes: options.keep_bytes,
+        precision: options.precision,
         workspace,
     };
     // SAFETY: the views are borrowed, and their guards make other streams wait for the kernels.

@@ -12,7 +12,7 @@ use super::row_norms::same_dtype;
 use crate::check::{self, PairwiseLengths};
 use crate::error::{Error, Result};
 use crate::mixture::PairwisePart;
-use crate::options::{Normalization, WriteMode};
+use crate::options::{Normalization, Precision, WriteMode};
 use crate::pairwise::{PairwiseObjective, PairwiseReport};
 
 /// Arguments of [`raw::pairwise_step`](super::raw::pairwise_step). Buffers that are left out are [`RawBuf::NULL`].
@@ -53,6 +53,8 @@ pub struct RawPairwiseStep<'a> {
     /// The most bytes of the workspace that hold all similarities, so that they are computed once; if they need more, they
     /// are computed in every sweep.
     pub keep_bytes: usize,
+    /// How f32 rows are multiplied.
+    pub precision: Precision,
     /// Bytes, at least [`pairwise_workspace_bytes`](super::pairwise_workspace_bytes), aligned to [`WORKSPACE_ALIGN`](super::WORKSPACE_ALIGN).
     pub workspace: RawBuf,
 }
@@ -79,6 +81,7 @@ impl RawPairwiseStep<'_> {
             conflict: RawBuf::NULL,
             wave_bytes: self.wave_bytes,
             keep_bytes: self.keep_bytes,
+            precision: self.precision,
             workspace: self.workspace,
         }
     }
@@ -152,7 +155,7 @@ pub(super) fn check_arguments(kind: Kind, a: &RawPairwiseMixture<'_>) -> Result<
     }
     let reports = if kind == Kind::Step { "report" } else { "reports" };
     outputs.push((reports, a.reports.check::<PairwiseReport>(op, reports, a.parts.len())?));
-    let grant = Grant { wave_bytes: a.wave_bytes, keep_bytes: a.keep_bytes };
+    let grant = Grant { wave_bytes: a.wave_bytes, keep_bytes: a.keep_bytes, precision: a.precision };
     let plan = Plan::new(kind, &a.x, a.y.as_ref(), a.parts, a.normalization, grant, false)?;
     let conflict = if a.conflict == RawBuf::NULL {
         None

@@ -189,6 +189,7 @@ impl Step<'_> {
             inv,
             exponent,
             skip: self.skip(),
+            split: None,
             parts: plan.bf16_parts.map(|r| self.at(r)),
             weights: self.weights_at(),
             ld_weights: plan.ld,

@@ -164,7 +164,7 @@ impl Step<'_> {
         // SAFETY: by the caller's promise.
         unsafe {
             if n > 0 {
-                launch_sweep(kernels, stream, self.a.x.dtype, &self.goal_mine(scratch, part, goal))?;
+                launch_sweep(kernels, stream, self.sweeps.dtype, &self.goal_mine(scratch, part, goal))?;
             }
             let (grid, params) = ((blocks(n) as u32, 2, 1), self.goal_finalize(scratch, part, goal));
             launch(kernels, stream, "goal_finalize", grid, THREADS, 0, &params)

@@ -8,13 +8,15 @@ use super::pairwise_gradient::GradientStep;
 use super::pairwise_params::{PairwiseGradGroupParams, PairwiseSplitParams, PairwiseSplitSide, SPLIT_THREADS};
 use super::pairwise_plan::{Shape, Wave};
 use super::plan::{GROUP_BLOCK, GROUP_CLUSTER, PLANNED_MULTIPROCESSORS, PlanDevice, Scheme, TILE, tiles};
+use super::prepare::by_dtype;
+use super::split::split_depth;
 use super::tensor_map::{GradMaps, WideRows};
 use super::workspace::{Layout, Region};
 use crate::dtype::DType;
 use crate::error::Result;
 
-/// f16, bf16.
-const GRAD: [&str; 2] = ["pairwise_grad_hopper_f16", "pairwise_grad_hopper_bf16"];
+/// f32 in parts, f16, bf16.
+const GRAD: [&str; 3] = ["pairwise_grad_hopper_f32", "pairwise_grad_hopper_f16", "pairwise_grad_hopper_bf16"];
 pub(super) const SPLIT: &str = "pairwise_split_f16";
 /// Dynamic shared memory of a block; `kGradSharedBytes` there.
 pub(super) const GRAD_SHARED_BYTES: u32 = 198_656;
@@ -105,14 +107,15 @@ pub(super) struct GroupProducts {
 }
 
 impl GroupProducts {
-    pub(super) fn new(device: &PlanDevice, dtype: DType, shape: Shape, wave: &Wave) -> Option<Self> {
-        if !by_groups(device, dtype, shape) {
+    /// `split`: of f32 in parts, on a device that multiplies so.
+    pub(super) fn new(device: &PlanDevice, dtype: DType, split: bool, shape: Shape, wave: &Wave) -> Option<Self> {
+        if !split && !by_groups(device, dtype, shape) {
             return None;
         }
-        let f16 = dtype == DType::F16;
         let tiles = Tiles::new(shape, wave);
         let grid = (GROUP_CLUSTER as u32 * tiles.clusters(device.multiprocessors), 1, 1);
-        Some(Self { kernel: GRAD[usize::from(!f16)], grid, tiles, parts: 1 + usize::from(f16), d: shape.d })
+        let parts = if split { 3 } else { 1 + usize::from(dtype == DType::F16) };
+        Some(Self { kernel: by_dtype(dtype, GRAD), grid, tiles, parts, d: shape.d })
     }
 
     /// Tiles of clusters: of rows and of columns above each other, and beside each other.
@@ -161,6 +164,8 @@ impl GradientStep {
             long_steps: tiles.steps[long] as u32,
             short_steps: tiles.steps[short] as u32,
             meanwhile: (tiles.steps[long] / tiles.steps[short]) as u32,
+            part: self.split.map_or(0, |_| split_depth(self.shape.d) / 3) as u32,
+            rest_w: self.split.map_or(0, |split| split.rest) as u32,
             pad_: 0,
         }
     }
@@ -168,8 +173,12 @@ impl GradientStep {
     /// The operands as the products read them.
     fn wide_rows(&self) -> [WideRows; 2] {
         let (d, lens) = (self.shape.d, [self.shape.n, self.shape.m]);
-        [0, 1].map(|side| match self.dtype {
-            DType::F16 => {
+        [0, 1].map(|side| match (self.dtype, &self.split) {
+            (_, Some(split)) => {
+                let operand = &split.operands[side];
+                WideRows { ptr: operand.ptr, rows: lens[side], d: split_depth(d), ld: operand.row_stride }
+            }
+            (DType::F16, _) => {
                 let PartsShape { padded, ld } = PartsShape::new(lens[side], d);
                 WideRows { ptr: self.parts[side], rows: 2 * padded, d: ld, ld }
             }
@@ -223,11 +232,12 @@ impl GradientStep {
         tiles: &Tiles,
         clusters: u32,
     ) -> Result<()> {
-        let name = GRAD[usize::from(self.dtype != DType::F16)];
+        let name = by_dtype(self.dtype, GRAD);
         let operands = self.wide_rows();
         let rows = (wave.end - wave.first) * TILE;
         let w = WideRows { ptr: self.weights, rows, d: self.ld_weights, ld: self.ld_weights };
-        let maps = GradMaps::new(name, w, operands, (tiles.cols / (GROUP_CLUSTER * STEP_K)) as u32)?;
+        let rest = self.split.map_or(0, |split| split.rest);
+        let maps = GradMaps::new(name, w, rest, operands, (tiles.cols / (GROUP_CLUSTER * STEP_K)) as u32)?;
         let params = self.group_params(wave, tiles, operands);
         let grid = (GROUP_CLUSTER as u32 * clusters, 1, 1);
         // SAFETY: by the caller's promise.

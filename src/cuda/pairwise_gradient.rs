@@ -39,6 +39,8 @@ pub(super) struct GradientStep {
     pub skip: [u64; 2],
     /// Where the parts of f16 rows go, for products that need them: a `PartsShape::region` each.
     pub parts: [u64; 2],
+    /// Of f32 in parts.
+    pub split: Option<SplitProducts>,
     /// Weights of a wave.
     pub weights: u64,
     pub ld_weights: usize,
@@ -55,6 +57,15 @@ pub(super) struct GradientStep {
     /// The first report, and how many there are behind it.
     pub report: u64,
     pub more_reports: usize,
+}
+
+/// What the products of f32 in parts are made of.
+#[derive(Clone, Copy)]
+pub(super) struct SplitProducts {
+    /// `X'` and `Y'` of `Split`.
+    pub operands: [Operand; 2],
+    /// Rows from the leading parts of the weights to the rests.
+    pub rest: usize,
 }
 
 /// What the waves have left for the report.
@@ -145,7 +156,7 @@ impl GradientStep {
     }
 
     fn by_groups(&self, kernels: &Kernels) -> bool {
-        by_groups(&kernels.plan_device(), self.dtype, self.shape)
+        self.split.is_some() || by_groups(&kernels.plan_device(), self.dtype, self.shape)
     }
 
     /// Enqueues what the products of all waves need beside the operands: nothing, but for f16 on 9.0.

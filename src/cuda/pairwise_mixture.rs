@@ -15,7 +15,7 @@ use super::tensor::{DeviceElement, DeviceMat, DeviceMatMut};
 use crate::dtype::{DType, GradientOf};
 use crate::error::Result;
 use crate::mixture::PairwisePart;
-use crate::options::{Normalization, WriteMode};
+use crate::options::{Normalization, Precision, WriteMode};
 use crate::pairwise::PairwiseReport;
 
 /// Arguments of [`raw::pairwise_mixture`](super::raw::pairwise_mixture). Buffers that are left out are [`RawBuf::NULL`].
@@ -57,6 +57,8 @@ pub struct RawPairwiseMixture<'a> {
     pub wave_bytes: usize,
     /// As in [`RawPairwiseStep`](super::raw::RawPairwiseStep).
     pub keep_bytes: usize,
+    /// As in [`RawPairwiseStep`](super::raw::RawPairwiseStep).
+    pub precision: Precision,
     /// Bytes, at least [`pairwise_mixture_workspace_bytes`], aligned to [`WORKSPACE_ALIGN`](super::WORKSPACE_ALIGN).
     pub workspace: RawBuf,
 }
@@ -115,6 +117,7 @@ pub fn pairwise_mixture_workspace_bytes(
     normalization: Normalization,
     wave_bytes: usize,
     keep_bytes: usize,
+    precision: Precision,
     conflict: bool,
 ) -> Result<usize> {
     workspace_bytes(
@@ -125,7 +128,7 @@ pub fn pairwise_mixture_workspace_bytes(
         dtype,
         parts,
         normalization,
-        Grant { wave_bytes, keep_bytes },
+        Grant { wave_bytes, keep_bytes, precision },
         conflict,
     )
 }
@@ -143,9 +146,11 @@ pub fn pairwise_mixture_single_workspace_bytes(
     normalization: Normalization,
     wave_bytes: usize,
     keep_bytes: usize,
+    precision: Precision,
     conflict: bool,
 ) -> Result<usize> {
-    workspace_bytes(Kind::Mixture, n, None, d, dtype, parts, normalization, Grant { wave_bytes, keep_bytes }, conflict)
+    let grant = Grant { wave_bytes, keep_bytes, precision };
+    workspace_bytes(Kind::Mixture, n, None, d, dtype, parts, normalization, grant, conflict)
 }
 
 /// One step of a weighted sum of objectives, `L = Σ_k w_k L_k`: their weight matrices are added, wave by wave in f32 and in
@@ -154,7 +159,7 @@ pub fn pairwise_mixture_single_workspace_bytes(
 /// Shapes, options and determinism are those of [`pairwise_step`](super::pairwise_step); a part that has no use for an
 /// option goes without it, but one of them must have a use. `reports` has an element for every part: what it would report
 /// alone, `d_scale` and `d_bias` times its weight, facts about rows and `overflow` those of the whole step. `workspace` has
-/// [`pairwise_mixture_workspace_bytes`] bytes for the same parts, `wave_bytes` and `keep_bytes`. A GOAL part takes pairs
+/// [`pairwise_mixture_workspace_bytes`] bytes for the same parts, `wave_bytes`, `keep_bytes` and `precision`. A GOAL part takes pairs
 /// (`n = m`) and groups; masks and weights of rows and columns are refused beside it.
 ///
 /// Similarities are computed once if `keep_bytes` has room for them. Otherwise every part with statistics computes them for

@@ -133,12 +133,13 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/pairwise.h`.
-    PairwiseWeightsParams: 288 {
+    PairwiseWeightsParams: 296 {
         tiles: PairwiseTiles,
         row_coefficients: u64,
         col_coefficients: u64,
         scale: u64,
         w: u64,
+        low: u64,
         mixed: u64,
         diagonal: u64,
         sums: u64,
@@ -180,7 +181,7 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/pairwise.h`.
-    PairwiseGradGroupParams: 112 {
+    PairwiseGradGroupParams: 120 {
         skip_x: u64,
         skip_y: u64,
         gx: u64,
@@ -203,6 +204,8 @@ params! {
         long_steps: u32,
         short_steps: u32,
         meanwhile: u32,
+        part: u32,
+        rest_w: u32,
         pad_: u32,
     }
 }

@@ -9,11 +9,12 @@ use super::pairwise_params::{
 };
 use super::plan::{Splits, TILE, tiles};
 use super::prepare::{Operand, Prepare, Wants};
+use super::split::{Split, splits};
 use super::workspace::{Layout, Region};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::mixture::{MixtureObjective, PairwisePart};
-use crate::options::Normalization;
+use crate::options::{Normalization, Precision};
 use crate::pairwise::PairwiseObjective;
 
 /// What is asked for.
@@ -95,13 +96,15 @@ pub(super) fn blocks_of(waves: &[Wave]) -> usize {
     waves.last().map_or(0, |wave| wave.blocks_before + wave.blocks())
 }
 
-/// Memory that is granted.
+/// Memory and precision that are granted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Grant {
     /// For the weights of a wave.
     pub wave_bytes: usize,
     /// For all similarities.
     pub keep_bytes: usize,
+    /// Of f32.
+    pub precision: Precision,
 }
 
 /// Similarities that one sweep stores for another.
@@ -174,6 +177,8 @@ pub(super) struct Plan {
     pub skip: [Region; 2],
     /// Parts of f16 rows, for the devices whose products need them.
     pub bf16_parts: [Region; 2],
+    /// f32 in parts, for the devices that multiply those.
+    pub split: Option<Split>,
     pub blocks: Region,
     pub diagonal: Region,
     pub gradients: [Region; 2],
@@ -183,6 +188,8 @@ pub(super) struct Plan {
     pub kept: Kept,
     /// With room for the blocks of any device.
     pub waves: Vec<Wave>,
+    /// Rows of weights that there is room for.
+    pub wave_rows: usize,
     /// Elements from one row of the weights, and of the gradients' sums, to the next.
     pub ld_weights: usize,
     pub ld_gradients: usize,
@@ -264,6 +271,13 @@ impl Plan {
                 PartsShape::region(&mut layout, x.dtype, n, d)?,
                 PartsShape::region(&mut layout, x.dtype, if shape.single { 0 } else { m }, d)?,
             ],
+            split: if splits(grant.precision, x.dtype) {
+                // A set with itself is on both sides of a product.
+                let [x, y] = [n, m].map(|rows| RawMat { rows, ..*x }.into());
+                Some(Split::plan_as_is(&mut layout, op, [&x, &y])?)
+            } else {
+                None
+            },
             blocks,
             diagonal: layout.take::<f32>(&[pairs])?,
             gradients: [layout.take::<f32>(&[n, ld_gradients])?, layout.take::<f32>(&[m, ld_gradients])?],
@@ -277,6 +291,7 @@ impl Plan {
                 Kept::Nothing
             },
             waves,
+            wave_rows,
             ld_weights,
             ld_gradients,
             bytes: layout.total(),
@@ -334,7 +349,8 @@ pub(super) fn workspace_bytes(
 /// Bytes of workspace that [`pairwise_step`](super::pairwise_step) needs for `x` (`n × d`) and `y` (`m × d`) of type
 /// `dtype`, whatever the alignment of the operands, with at most `wave_bytes` for weights (rounded up to 128 rows). If all
 /// similarities fit into `keep_bytes` (4 bytes each, rows and columns rounded up to multiples of 128) and there is more than
-/// one sweep, there is room for them too. Host arithmetic only. Beside both `O((n + m) d)`.
+/// one sweep, there is room for them too. Host arithmetic only. Beside both `O((n + m) d)`, and 6 bytes per element of f32
+/// inputs with [`Precision::SplitBf16`].
 ///
 /// # Errors
 /// [`Error::TooLarge`](crate::Error::TooLarge).
@@ -348,9 +364,10 @@ pub fn pairwise_workspace_bytes(
     normalization: Normalization,
     wave_bytes: usize,
     keep_bytes: usize,
+    precision: Precision,
 ) -> Result<usize> {
     let part = PairwisePart::new(1.0, *objective);
-    let grant = Grant { wave_bytes, keep_bytes };
+    let grant = Grant { wave_bytes, keep_bytes, precision };
     workspace_bytes(Kind::Step, n, Some(m), d, dtype, &[part], normalization, grant, false)
 }
 
@@ -358,6 +375,7 @@ pub fn pairwise_workspace_bytes(
 ///
 /// # Errors
 /// [`Error::TooLarge`](crate::Error::TooLarge).
+#[allow(clippy::too_many_arguments)]
 pub fn pairwise_single_workspace_bytes(
     n: usize,
     d: usize,
@@ -366,9 +384,11 @@ pub fn pairwise_single_workspace_bytes(
     normalization: Normalization,
     wave_bytes: usize,
     keep_bytes: usize,
+    precision: Precision,
 ) -> Result<usize> {
     let part = PairwisePart::new(1.0, *objective);
-    workspace_bytes(Kind::Step, n, None, d, dtype, &[part], normalization, Grant { wave_bytes, keep_bytes }, false)
+    let grant = Grant { wave_bytes, keep_bytes, precision };
+    workspace_bytes(Kind::Step, n, None, d, dtype, &[part], normalization, grant, false)
 }
 
 /// At most what a workspace can have.
@@ -413,8 +433,8 @@ mod tests {
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
             for objective in PairwiseObjective::ALL {
                 let bytes = |n| {
-                    let l2 = Normalization::L2;
-                    pairwise_workspace_bytes(n, n, 512, dtype, &objective, l2, PAIRWISE_WAVE_BYTES, 0).unwrap()
+                    let (l2, split) = (Normalization::L2, Precision::SplitBf16);
+                    pairwise_workspace_bytes(n, n, 512, dtype, &objective, l2, PAIRWISE_WAVE_BYTES, 0, split).unwrap()
                 };
                 assert!(bytes(65_536) < 3_000_000_000, "{dtype} {objective}: {}", bytes(65_536));
                 assert!(bytes(1 << 18) < 5 * bytes(65_536), "{dtype} {objective}");
@@ -426,7 +446,7 @@ mod tests {
     fn a_large_mixture_needs_less_than_3_gb_too() {
         for dtype in [DType::F32, DType::F16, DType::Bf16] {
             let parts = PairwiseObjective::ALL.map(|objective| PairwisePart::new(0.5, objective));
-            let grant = Grant { wave_bytes: PAIRWISE_WAVE_BYTES, keep_bytes: 0 };
+            let grant = Grant { wave_bytes: PAIRWISE_WAVE_BYTES, keep_bytes: 0, precision: Precision::SplitBf16 };
             let (n, l2) = (65_536, Normalization::L2);
             let bytes = workspace_bytes(Kind::Mixture, n, Some(n), 512, dtype, &parts, l2, grant, false).unwrap();
             assert!(bytes < 3_000_000_000, "{dtype}: {bytes}");
@@ -437,7 +457,8 @@ mod tests {
     fn sizes_beyond_the_address_space_are_refused() {
         let bytes = |n, d| {
             let objective = PairwiseObjective::ALL[0];
-            pairwise_workspace_bytes(n, n, d, DType::F32, &objective, Normalization::L2, PAIRWISE_WAVE_BYTES, 0)
+            let (l2, full) = (Normalization::L2, Precision::Full);
+            pairwise_workspace_bytes(n, n, d, DType::F32, &objective, l2, PAIRWISE_WAVE_BYTES, 0, full)
         };
         assert!(matches!(bytes(usize::MAX, 8), Err(crate::Error::TooLarge { arg: "x.rows", .. })));
         assert!(matches!(bytes(1 << 30, 1 << 30), Err(crate::Error::TooLarge { .. })));

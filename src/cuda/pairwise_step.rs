@@ -6,7 +6,7 @@ use super::descriptor::{RawBuf, RawMat};
 use super::kernels::Kernels;
 use super::launch::launch;
 use super::mine::{MineParams, Select, Stats, launch_sweep};
-use super::pairwise_gradient::{GradientStep, ReportOfWeights};
+use super::pairwise_gradient::{GradientStep, ReportOfWeights, SplitProducts};
 use super::pairwise_mixture::RawPairwiseMixture;
 use super::pairwise_params::{
     Form, Keep, LINES, MIX_ADD, MIX_KEEP, PairwiseExtremesParams, PairwiseFinalizeParams, PairwiseMixtureReportParams,
@@ -15,8 +15,10 @@ use super::pairwise_params::{
 use super::pairwise_plan::{Kept, Kind, PartPlan, Plan, Wave, finalize_blocks};
 use super::pairwise_sweep::{STATS, Sweeps, WEIGHTS};
 use super::plan::SweepPlan;
+use super::prepare::Operand;
 use super::tile_kernel::launch_tiles;
 use super::workspace::Region;
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::options::Normalization;
 use crate::pairwise::PairwiseReport;
@@ -40,6 +42,29 @@ impl<'a> Step<'a> {
 impl Step<'_> {
     pub(super) fn at(&self, region: Region) -> u64 {
         region.at(self.base)
+    }
+
+    /// What the sweeps multiply.
+    fn multiplied(&self) -> [Operand; 2] {
+        match self.sweeps.split(self.plan) {
+            Some(split) => [split.x(self.base), split.y(self.base)],
+            None => self.plan.operands(self.base),
+        }
+    }
+
+    /// Enqueues what makes the operands.
+    ///
+    /// # Safety
+    /// As [`Self::launch`].
+    unsafe fn launch_operands(&self, kernels: &Kernels, stream: &CudaStream) -> Result<()> {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            self.plan.prepare.launch(kernels, stream, self.base)?;
+            match self.sweeps.split(self.plan) {
+                Some(split) => split.launch_from(kernels, stream, self.base, self.plan.operands(self.base)),
+                None => Ok(()),
+            }
+        }
     }
 
     /// Columns that are anchors have a region, others have not.
@@ -101,7 +126,7 @@ impl Step<'_> {
 
     fn tiles(&self, part: &PartPlan, (keep, first_kept): (Keep, usize)) -> PairwiseTiles {
         let Self { a, plan, .. } = self;
-        let [x, y] = plan.operands(self.base);
+        let [x, y] = self.multiplied();
         let [row_groups, col_groups] = self.groups();
         let extremes = plan.extremes.map(|r| if part.form.mined { self.at(r) } else { 0 });
         let kept = match (keep, plan.kept) {
@@ -126,7 +151,7 @@ impl Step<'_> {
             ldy: y.row_stride as i64,
             n: plan.shape.n as u32,
             m: plan.shape.m as u32,
-            d: plan.shape.d as u32,
+            d: self.sweeps.d as u32,
             form: part.form.form as u32,
             single: u32::from(plan.shape.single),
             single_positive: u32::from(part.form.both),
@@ -248,6 +273,7 @@ impl Step<'_> {
             col_coefficients: self.of_both(part, part.col_coefficients),
             scale: if part.dense() { self.at(part.scale) } else { 0 },
             w: self.at(plan.weights),
+            low: self.split_products().map_or(0, |split| self.low_weights(&split)),
             mixed: if first && last { 0 } else { self.at(plan.mixed) },
             diagonal: self.at(plan.diagonal),
             sums: self.at(part.sums) + (wave.blocks_before * WAVE_SUMS * size_of::<f64>()) as u64,
@@ -262,6 +288,15 @@ impl Step<'_> {
             share: part.share as f32,
             mix: if first { 0 } else { MIX_ADD } | if last { 0 } else { MIX_KEEP },
         }
+    }
+
+    fn split_products(&self) -> Option<SplitProducts> {
+        self.sweeps.split(self.plan).map(|_| SplitProducts { operands: self.multiplied(), rest: self.plan.wave_rows })
+    }
+
+    /// Where the rests of the weights go: they fill what f32 takes.
+    fn low_weights(&self, split: &SplitProducts) -> u64 {
+        self.at(self.plan.weights) + (split.rest * self.plan.ld_weights * DType::Bf16.size()) as u64
     }
 
     fn gradient(&self) -> GradientStep {
@@ -281,6 +316,7 @@ impl Step<'_> {
             exponent,
             skip: [self.skip(0), self.skip(1)],
             parts: plan.both_sides(plan.bf16_parts.map(|r| self.at(r))),
+            split: self.split_products(),
             weights: self.at(plan.weights),
             ld_weights: plan.ld_weights,
             sums: plan.gradients.map(|r| if self.has_pairs() { self.at(r) } else { 0 }),
@@ -342,9 +378,9 @@ impl Step<'_> {
     /// As [`Self::launch`].
     unsafe fn launch_part(&self, kernels: &Kernels, stream: &CudaStream, at: usize, kept: &mut bool) -> Result<()> {
         let plan = self.plan;
-        let (part, dtype, shape) = (&plan.parts[at], self.a.x.dtype, plan.shape);
+        let (part, dtype, shape) = (&plan.parts[at], self.sweeps.dtype, plan.shape);
         let (stats, sweep) = (&STATS[usize::from(part.form.both)], &self.sweeps.stats);
-        let operands = plan.operands(self.base);
+        let operands = self.multiplied();
         let lines = |count: usize| (count.div_ceil(LINES) as u32, 1, 1);
         let keep = |kept: &mut bool| match plan.kept {
             Kept::All(_) if std::mem::replace(kept, true) => Keep::Load,
@@ -384,7 +420,7 @@ impl Step<'_> {
         let mut kept = false;
         // SAFETY: by the caller's promise.
         unsafe {
-            self.plan.prepare.launch(kernels, stream, self.base)?;
+            self.launch_operands(kernels, stream)?;
             (0..self.plan.parts.len()).try_for_each(|at| self.launch_part(kernels, stream, at, &mut kept))
         }
     }
@@ -411,7 +447,7 @@ impl Step<'_> {
             let weights = &WEIGHTS[usize::from(part.form.both)];
             let params = self.weights(at, wave, keep);
             // SAFETY: by the caller's promise.
-            unsafe { launch_tiles(kernels, stream, weights, sweep, plan.operands(self.base), &params) }?;
+            unsafe { launch_tiles(kernels, stream, weights, sweep, self.multiplied(), &params) }?;
         }
         Ok(())
     }
@@ -427,7 +463,7 @@ impl Step<'_> {
         // SAFETY: the extents were checked, the regions of the workspace are disjoint, the pointers are valid by the
         // caller's promise.
         unsafe {
-            plan.prepare.launch(kernels, stream, self.base)?;
+            self.launch_operands(kernels, stream)?;
             for at in parts.clone() {
                 self.launch_part(kernels, stream, at, &mut kept)?;
             }

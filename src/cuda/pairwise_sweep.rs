@@ -1,7 +1,9 @@
 //! How the sweeps of a step over all pairs are dealt to the blocks of the device at hand.
 
+use super::pairwise_grad_hopper::by_groups;
 use super::pairwise_plan::{Plan, Shape, Wave, blocks_of, dealt_again};
-use super::plan::{PlanDevice, SweepKernel, SweepPlan, SweepShape, TILE};
+use super::plan::{PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape, TILE};
+use super::split::{Split, split_depth};
 use super::sweep::{Select, key_words, sweep_plan_on};
 use super::tile_kernel::TileKernel;
 use crate::dtype::DType;
@@ -40,6 +42,9 @@ pub(super) const WEIGHTS: [TileKernel; 2] = [
 
 /// What a plan of a step leaves to the device.
 pub(super) struct Sweeps {
+    /// Features and type of what is multiplied.
+    pub d: usize,
+    pub dtype: DType,
     /// Of the statistics.
     pub stats: SweepPlan,
     /// Of the sweep for GOAL parts.
@@ -53,11 +58,14 @@ pub(super) struct Sweeps {
 impl Sweeps {
     /// One scheme for all of them: they have to see the same bits, and the tiles that they pass on are in its order.
     pub(super) fn new(device: PlanDevice, plan: &Plan, dtype: DType) -> Self {
-        let shape = plan.shape;
+        let (d, dtype) = multiplied(&device, plan, dtype);
+        let shape = Shape { d, ..plan.shape };
         let of = |kernel, rows| rows_of(device, kernel, dtype, shape, rows);
         let waves = dealt_again(&plan.waves, |rows| of(SweepKernel::PairwiseWeights, rows).splits);
         let rows = |wave: &Wave| (wave.end - wave.first) * TILE;
         Self {
+            d,
+            dtype,
             stats: of(SweepKernel::PairwiseStats, shape.n),
             mined: sweep_plan_on(device, dtype, Select::Negatives, [shape.n, shape.m], shape.d),
             weights: waves.iter().map(|wave| of(SweepKernel::PairwiseWeights, rows(wave))).collect(),
@@ -65,10 +73,24 @@ impl Sweeps {
         }
     }
 
+    /// Whether f32 is multiplied in parts.
+    pub(super) fn split<'a>(&self, plan: &'a Plan) -> Option<&'a Split> {
+        plan.split.as_ref().filter(|_| self.dtype == DType::Bf16)
+    }
+
     /// Blocks of `pairwise_weights` in all waves, each of which leaves sums.
     pub(super) fn sum_blocks(&self) -> usize {
         blocks_of(&self.waves)
     }
+}
+
+/// Features and type of what is multiplied: f32 rows are split if the plan has room for it, and all kernels of the step
+/// are those for warpgroups.
+fn multiplied(device: &PlanDevice, plan: &Plan, dtype: DType) -> (usize, DType) {
+    let (shape, split) = (plan.shape, DType::Bf16);
+    let sweep = rows_of(*device, SweepKernel::PairwiseStats, split, shape, shape.n);
+    let groups = sweep.scheme == Scheme::GroupMma && by_groups(device, split, shape);
+    if plan.split.is_some() && groups { (split_depth(shape.d), split) } else { (shape.d, dtype) }
 }
 
 /// The sweep over so many of the rows.

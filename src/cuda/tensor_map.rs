@@ -152,10 +152,13 @@ const _: () = assert!(size_of::<GradMaps>() == 512);
 
 impl GradMaps {
     /// The weights of a wave, with rows of whole tiles, and both operands, of which a block brings `panels` times 64 columns;
-    /// every extent is at least 1.
-    pub(crate) fn new(op: &'static str, w: WideRows, [x, y]: [WideRows; 2], panels: u32) -> Result<Self> {
+    /// every extent is at least 1. `rest`: rows from the weights to what they are rounded by; 0: there is none.
+    pub(crate) fn new(op: &'static str, w: WideRows, rest: usize, [x, y]: [WideRows; 2], panels: u32) -> Result<Self> {
         let of = |rows: WideRows| if rows.has_panels() { rows.panels(op, panels) } else { rows.rows(op, BOX_K) };
-        Ok(Self { w_rows: w.rows(op, 2 * BOX_K)?, w_cols: w.panels(op, 2)?, x: of(x)?, y: of(y)? })
+        let (parts, boxes) = (1 + usize::from(rest > 0), [BOX_K, 2 * BOX_K, 1]);
+        let w_rows = TensorMap::new(op, DType::Bf16, w.ptr, [w.d, w.rows, parts], [w.ld, rest * w.ld], boxes)?;
+        let w_cols = WideRows { rows: rest + w.rows, ..w }.panels(op, 2)?;
+        Ok(Self { w_rows, w_cols, x: of(x)?, y: of(y)? })
     }
 }
 

@@ -28,7 +28,7 @@ fn a26_subnormal_numbers_are_kept() {
         assert!(case.reference().dy.iter().any(|&v| v != 0.0));
 
         let mut s = Matrix::<f32>::poisoned(2, 2, TIGHT);
-        let options = CosineOptions { normalization: none, scale: 1.0 };
+        let options = CosineOptions { normalization: none, ..CosineOptions::default() };
         backend
             .cosine_matrix(case.x.view().into(), case.y.view().into(), &options, s.view_mut().into())
             .expect("cosine_matrix");

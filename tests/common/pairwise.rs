@@ -2,7 +2,8 @@
 
 use simgrad::reference::{self, PairwiseReference};
 use simgrad::{
-    Backend, Element, GradientOf, Groups, Normalization, PairwiseObjective, PairwiseOptions, PairwiseReport, WriteMode,
+    Backend, Element, GradientOf, Groups, Normalization, PairwiseObjective, PairwiseOptions, PairwiseReport, Precision,
+    WriteMode,
 };
 
 use super::check::{close, rounding, smallest};
@@ -20,6 +21,7 @@ pub struct PairwiseCase<T> {
     pub ignored: Option<(Vec<bool>, Vec<bool>)>,
     pub weights: Option<(Vec<f32>, Vec<f32>)>,
     pub log_q: Option<Vec<f32>>,
+    pub precision: Precision,
     /// `x` with itself; `y` is not looked at.
     pub single: bool,
 }
@@ -52,6 +54,7 @@ pub fn pairwise_case<T: Element>(
         ignored: None,
         weights: None,
         log_q: None,
+        precision: Precision::Full,
         single: false,
     }
 }
@@ -92,6 +95,7 @@ impl<T: Element> PairwiseCase<T> {
             row_weights: self.weights.as_ref().map(|(rows, _)| &rows[..]),
             col_weights: self.weights.as_ref().map(|(_, cols)| &cols[..]).filter(|cols| !cols.is_empty()),
             log_q: self.log_q.as_deref(),
+            precision: self.precision,
         }
     }
 

@@ -7,7 +7,7 @@ use half::bf16;
 use simgrad::cuda::*;
 use simgrad::{
     DType, Error, GradientOf, MatMut, MatRef, Normalization, PairwiseObjective, PairwiseOptions, PairwisePart,
-    PairwiseReport, Result, WriteMode,
+    PairwiseReport, Precision, Result, WriteMode,
 };
 
 use super::{Guarded, by_groups, capture, child, hot, kernel_nodes, numbers, say, turn};
@@ -57,7 +57,7 @@ impl StepOf for PairwiseObjective {
         conflict: bool,
     ) -> Result<usize> {
         assert!(!conflict, "an objective has no parts");
-        pairwise_workspace_bytes(n, m, d, dtype, self, L2, wave, keep)
+        pairwise_workspace_bytes(n, m, d, dtype, self, L2, wave, keep, Precision::Full)
     }
 
     fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
@@ -83,7 +83,7 @@ impl StepOf for [PairwisePart] {
         (wave, keep): Grant,
         conflict: bool,
     ) -> Result<usize> {
-        pairwise_mixture_workspace_bytes(n, m, d, dtype, self, L2, wave, keep, conflict)
+        pairwise_mixture_workspace_bytes(n, m, d, dtype, self, L2, wave, keep, Precision::Full, conflict)
     }
 
     fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(

@@ -13,6 +13,10 @@ fn it_prints_the_floor_and_the_plan_and_no_time_that_nothing_measured() {
     assert!(!text.contains("median"), "{text}");
     let old = succeed("roofline", &["cosine_matrix", "512", "512", "512", "f16", "--batch", "64", "--device", "a100"]);
     assert!(old.contains("64 x (512, 512)") && old.contains("compute capability 8.0, 108 multiprocessors"), "{old}");
+    let split = succeed("roofline", &["cosine_split", "512", "512", "512", "f32", "--batch", "64"]);
+    for part in ["split_f32: 1024 blocks", "cosine_matrix_hopper_bf16", "51.5 Gflop on tensor cores"] {
+        assert!(split.contains(part), "`{part}` is missing in {split}");
+    }
 }
 
 #[test]

@@ -161,6 +161,7 @@ fn outcome<T: DeviceElement>(
             exponent: [0; 2],
             skip: [0, 1].map(|side| if case.skips > 0 { address(&skip[side], stream) } else { 0 }),
             parts: [0, 1].map(|side| address(&parts[side], stream)),
+            split: None,
             weights: address(&w, stream) + before,
             ld_weights: data.ld_weights,
             sums: [0, 1].map(|side| address(&sums[side], stream)),

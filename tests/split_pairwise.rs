@@ -1,0 +1,201 @@
+//! Steps over all pairs of f32 rows in parts of bf16, against the f64 reference. Devices that do not multiply so, and the CPU,
+//! give the bits of full precision.
+#![cfg(feature = "cuda")]
+
+mod common;
+mod cuda_support;
+
+use common::data::{Kind, LAYOUTS, Matrix, TIGHT, pair};
+use common::pairwise::{PairwiseCase, pairwise_case, relative};
+use common::{cuda, gpu_required, on_every_backend};
+use cuda_support::{Guarded, device, turn};
+use simgrad::cuda::{
+    DeviceMat, DeviceMatMut, DevicePairwiseOptions, pairwise_mixture, pairwise_mixture_workspace_bytes, pairwise_step,
+    pairwise_workspace_bytes,
+};
+use simgrad::{
+    Backend, DType, MixtureObjective, Normalization, PairwiseObjective, PairwiseOptions, PairwisePart, PairwiseReport,
+    Precision, WriteMode, reference,
+};
+
+const SPLIT: Precision = Precision::SplitBf16;
+
+/// The CUDA backend, if there is one, and whether it multiplies in parts.
+fn backend() -> Option<(&'static Backend, bool)> {
+    match cuda() {
+        Ok(backend) => {
+            let Backend::Cuda(cuda) = backend else { return None };
+            let device = cuda.kernels().plan_device();
+            Some((backend, device.compute_capability == (9, 0) && device.group_code))
+        }
+        Err(reason) => {
+            assert!(!gpu_required(), "SIMGRAD_REQUIRE_GPU is set, but CUDA cannot be used: {reason}");
+            eprintln!("note: skipped: {reason}");
+            None
+        }
+    }
+}
+
+fn case(shape: (usize, usize, usize), objective: PairwiseObjective) -> PairwiseCase<f32> {
+    PairwiseCase { precision: SPLIT, ..pairwise_case(Kind::Sphere, shape, objective, 5) }
+}
+
+#[test]
+fn every_objective() {
+    let Some((backend, _)) = backend() else { return };
+    for (at, objective) in PairwiseObjective::ALL.into_iter().enumerate() {
+        let check = |what: &str, case: &PairwiseCase<f32>| {
+            let (n, m, d) = (case.x.rows, case.y.rows, case.x.cols);
+            let got = case.run::<f32>(backend, LAYOUTS[at % 4]);
+            // Logits are up to 256 times similarities, whose errors have a standard deviation of 5e-6 / √d.
+            let of_logits = 256.0 * 1e-5 / (d as f64).sqrt();
+            case.check(&format!("{what} {objective} {n}x{m}x{d}"), &got, relative::<f32>() + of_logits);
+        };
+        check("plain", &case((7, 9, 5), objective));
+        check("plain", &case((130, 67, 64), objective));
+        check("everything", &case((61, 140, 33), objective).with_everything(at as u64));
+        check("set", &PairwiseCase { single: true, ..case((70, 70, 20), objective) });
+        check("raw", &PairwiseCase { normalization: Normalization::None, ..case((33, 20, 72), objective) });
+    }
+}
+
+/// Of the Frobenius norm of a gradient, over both.
+fn error(got: [&[f64]; 2], want: [&[f64]; 2]) -> f64 {
+    let sum = |of: &dyn Fn(f64, f64) -> f64| -> f64 {
+        (0..2).flat_map(|i| got[i].iter().zip(want[i])).map(|(g, w)| of(*g, *w)).sum()
+    };
+    (sum(&|g, w| (g - w) * (g - w)) / sum(&|_, w| w * w)).sqrt()
+}
+
+/// Weights in bf16 alone would make an error of 1e-3, rows in bf16 alone one of 2e-3.
+#[test]
+fn gradients_are_of_f32_grade() {
+    let Some((backend, parts)) = backend() else { return };
+    for name in ["infonce", "siglip", "contrastive", "triplet-all", "circle"] {
+        let objective = name.parse().unwrap();
+        let split = case((200, 150, 64), objective);
+        let want = split.reference();
+        let run = |precision| {
+            let got = PairwiseCase { precision, ..split.clone() }.run::<f32>(backend, TIGHT);
+            (got.dx.written(name), got.dy.written(name))
+        };
+        let ((dx, dy), full) = (run(SPLIT), run(Precision::Full));
+        let off = error([&dx, &dy], [&want.dx, &want.dy]);
+        assert!(off <= 5e-5, "{name}: {off:e}");
+        assert_eq!((dx, dy) != full, parts, "{name}: in parts exactly where there are kernels for that");
+    }
+}
+
+#[test]
+fn the_cpu_has_one_precision() {
+    on_every_backend(|backend| {
+        if backend.name() != "cpu" {
+            return;
+        }
+        let split = case((40, 30, 20), PairwiseObjective::ALL[0]);
+        let full = PairwiseCase { precision: Precision::Full, ..split.clone() };
+        let [split, full] = [&split, &full].map(|case| case.run::<f32>(backend, TIGHT));
+        assert_eq!(
+            (split.dx.values(), split.dy.values(), split.report),
+            (full.dx.values(), full.dy.values(), full.report)
+        );
+    });
+}
+
+/// Rows that are not finite, masked or not: what is not finite under full precision, and nothing else.
+#[test]
+fn rows_that_are_not_finite() {
+    let Some((backend, _)) = backend() else { return };
+    let l2 = Normalization::L2;
+    let cases =
+        [("infonce", false, l2), ("infonce", true, l2), ("siglip", true, l2), ("ms", false, l2), ("supcon", true, l2)];
+    let raw = [("siglip", false, Normalization::None), ("contrastive", false, Normalization::None)];
+    for (name, everything, normalization) in cases.into_iter().chain(raw) {
+        let objective = name.parse().unwrap();
+        let mut split = PairwiseCase { normalization, ..case((70, 66, 24), objective) };
+        if everything {
+            split = split.with_everything(3);
+        }
+        split.x.set_row(4, |k| if k == 2 && normalization == l2 { f64::NAN } else { 1.0 });
+        split.y.set_row(9, |k| if k == 3 { f64::INFINITY } else { 0.5 });
+        split.x.set_row(33, |_| 0.0);
+        let full = PairwiseCase { precision: Precision::Full, ..split.clone() };
+        let [split, full] = [&split, &full].map(|case| case.run::<f32>(backend, TIGHT));
+        let finite = |m: &Matrix<f32>| m.written(name).iter().map(|v| v.is_finite()).collect::<Vec<_>>();
+        assert_eq!([finite(&split.dx), finite(&split.dy)], [finite(&full.dx), finite(&full.dy)], "{name} {everything}");
+        let counts = |r: &PairwiseReport| (r.positives, r.negatives, r.nan_x, r.nan_y, r.zero_x, r.overflow);
+        assert_eq!(counts(&split.report), counts(&full.report), "{name}");
+    }
+}
+
+/// Waves of one row of tiles, an odd number of them, panels of columns and ragged rows; alone, and with similarities kept.
+#[test]
+fn waves_and_mixtures() {
+    let Some((context, kernels)) = device() else { return };
+    let _turn = turn();
+    let stream = context.new_stream().unwrap();
+    let info_nce = PairwiseObjective::InfoNce { scale: 10.0 };
+    let parts =
+        [PairwisePart::new(0.5, info_nce), PairwisePart::new(2.0, "siglip".parse::<PairwiseObjective>().unwrap())];
+    let l2 = Normalization::L2;
+    for (n, m, d, wave_bytes, keep_bytes) in
+        [(300, 200, 40, 1, 0), (300, 200, 64, 1, 1 << 30), (257, 130, 130, 1 << 30, 0)]
+    {
+        let (x, y) = pair(Kind::Sphere, 4, n, m, d);
+        let (x, y) = (Matrix::<f32>::new(&x, n, d, TIGHT), Matrix::<f32>::new(&y, m, d, TIGHT));
+        let options = PairwiseOptions::default();
+        for mixed in [false, true] {
+            let parts = if mixed { &parts[..] } else { &parts[..1] };
+            let mut want = [vec![0.0; n * d], vec![0.0; m * d]];
+            for part in parts {
+                let MixtureObjective::Pairwise(objective) = &part.objective else { unreachable!() };
+                let one = reference::pairwise_step(x.view(), y.view(), objective, &options);
+                for (sum, one) in want.iter_mut().zip([one.dx, one.dy]) {
+                    let weight = if mixed { part.weight } else { 1.0 };
+                    sum.iter_mut().zip(one).for_each(|(sum, g)| *sum += weight * g);
+                }
+            }
+            let bytes = if mixed {
+                pairwise_mixture_workspace_bytes(n, m, d, DType::F32, parts, l2, wave_bytes, keep_bytes, SPLIT, false)
+            } else {
+                pairwise_workspace_bytes(n, m, d, DType::F32, &info_nce, l2, wave_bytes, keep_bytes, SPLIT)
+            };
+            let [xs, ys] = [&x, &y].map(|m| Guarded::of(&stream, &m.elements()));
+            let (mut dx, mut dy) = (Guarded::<f32>::poisoned(&stream, n * d), Guarded::poisoned(&stream, m * d));
+            let mut workspace = Guarded::<u8>::poisoned(&stream, bytes.unwrap());
+            let mut reports = stream.clone_htod(&vec![PairwiseReport::default(); parts.len()]).unwrap();
+            let options =
+                DevicePairwiseOptions { wave_bytes, keep_bytes, precision: SPLIT, ..DevicePairwiseOptions::default() };
+            {
+                let (x, y) = (DeviceMat::new(xs.view(), n, d).unwrap(), DeviceMat::new(ys.view(), m, d).unwrap());
+                let mut gx = DeviceMatMut::new(dx.view_mut(), n, d).unwrap();
+                let mut gy = DeviceMatMut::new(dy.view_mut(), m, d).unwrap();
+                let (r, w) = (&mut reports.as_view_mut(), &mut workspace.view_mut());
+                if mixed {
+                    pairwise_mixture(kernels, &stream, &x, &y, parts, &options, &mut gx, &mut gy, r, None, w).unwrap();
+                } else {
+                    pairwise_step(kernels, &stream, &x, &y, &info_nce, &options, &mut gx, &mut gy, r, w).unwrap();
+                }
+            }
+            workspace.read(&stream, "workspace");
+            let got = [dx.read(&stream, "dx"), dy.read(&stream, "dy")].map(|g| common::data::to_f64(&g));
+            let off = error([&got[0], &got[1]], [&want[0], &want[1]]);
+            assert!(off <= 3e-5, "{n} {m} {d} {wave_bytes} {mixed}: {off:e}");
+        }
+    }
+    context.check_err().unwrap();
+}
+
+/// Gradients are added to what is there.
+#[test]
+fn accumulation() {
+    let Some((backend, _)) = backend() else { return };
+    let split = case((40, 50, 24), PairwiseObjective::ALL[0]);
+    let fresh = split.run::<f32>(backend, TIGHT);
+    let ones = |m: &Matrix<f32>| Matrix::<f32>::new(&vec![1.0; m.rows * m.cols], m.rows, m.cols, TIGHT);
+    let added = split.run_onto::<f32>(backend, WriteMode::Accumulate, ones(&fresh.dx), ones(&fresh.dy));
+    for (added, fresh) in [(&added.dx, &fresh.dx), (&added.dy, &fresh.dy)] {
+        let want: Vec<f32> = fresh.elements().iter().map(|g| 1.0 + g).collect();
+        assert_eq!(added.elements(), want);
+    }
+}
