@@ -14,8 +14,8 @@ use simgrad::cuda::{
     pairwise_workspace_bytes,
 };
 use simgrad::{
-    Backend, DType, MixtureObjective, Normalization, PairwiseObjective, PairwiseOptions, PairwisePart, PairwiseReport,
-    Precision, WriteMode, reference,
+    Backend, DType, MixtureObjective, Normalization, Objective, PairwiseObjective, PairwiseOptions, PairwisePart,
+    PairwiseReport, Precision, WriteMode, reference,
 };
 
 const SPLIT: Precision = Precision::SplitBf16;
@@ -197,5 +197,31 @@ fn accumulation() {
     for (added, fresh) in [(&added.dx, &fresh.dx), (&added.dy, &fresh.dy)] {
         let want: Vec<f32> = fresh.elements().iter().map(|g| 1.0 + g).collect();
         assert_eq!(added.elements(), want);
+    }
+}
+
+/// A GOAL part mines among the similarities that the other parts see; conflicts are computed by steps of the same kind.
+#[test]
+fn mixtures_with_goal_parts() {
+    let Some((backend, _)) = backend() else { return };
+    let (n, d) = (140, 48);
+    let (x, y) = pair(Kind::Sphere, 8, n, n, d);
+    let (x, y) = (Matrix::<f32>::new(&x, n, d, TIGHT), Matrix::<f32>::new(&y, n, d, TIGHT));
+    let goal = |name: &str| PairwisePart::new(0.7, name.parse::<Objective>().unwrap());
+    let info_nce = PairwisePart::new(0.5, PairwiseObjective::InfoNce { scale: 10.0 });
+    for parts in [vec![goal("nca-sig_ms")], vec![goal("hinge-con"), info_nce, goal("cir-lin_ms")]] {
+        let run = |precision| {
+            let (mut dx, mut dy) = (Matrix::<f32>::poisoned(n, d, TIGHT), Matrix::<f32>::poisoned(n, d, TIGHT));
+            let options = PairwiseOptions { precision, ..PairwiseOptions::default() };
+            let (gx, gy) = (dx.view_mut(), dy.view_mut());
+            let report = backend.pairwise_mixture(x.view(), y.view(), &parts, &options, true, gx, gy).unwrap();
+            (dx.written("dx"), dy.written("dy"), report.conflict.unwrap())
+        };
+        let (split, full) = (run(SPLIT), run(Precision::Full));
+        let off = error([&split.0, &split.1], [&full.0, &full.1]);
+        assert!(off <= 1e-4, "{parts:?}: {off:e}");
+        for (g, w) in split.2.norms.iter().chain(&split.2.cosines).zip(full.2.norms.iter().chain(&full.2.cosines)) {
+            assert!((g - w).abs() <= 1e-4 * w.abs().max(1.0), "{parts:?}: {g} {w}");
+        }
     }
 }

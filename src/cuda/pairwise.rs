@@ -96,7 +96,7 @@ impl Default for DevicePairwiseOptions<'_> {
 ///
 /// Of f32 inputs all products are multiply-adds of f32. With [`Precision::SplitBf16`] they are on tensor cores where there is
 /// code for warpgroups, on devices of compute capability 9.0; elsewhere the option changes nothing. Rows and weights are two bf16
-/// numbers per element then, and the products those of [`Precision::SplitBf16`], 12 of bf16 in all; weights are off by as much as
+/// numbers per element then, and the products those of [`Precision::SplitBf16`], 12 of bf16 in all, 9 for SigLIP; weights are off by as much as
 /// their logits by the error of a similarity, and sums of gradients by 2⁻¹⁵ of the sum of the magnitudes of their terms at most.
 /// Rows that are not normalised have that precision down to a norm of 2⁻⁸⁰. What is not finite is so under both, but may be an
 /// infinity or NaN.
