@@ -44,6 +44,7 @@ mod mined_triplet;
 mod mined_triplet_device;
 mod nvrtc;
 mod op_launches;
+mod op_mining;
 mod op_pairwise;
 mod op_plan;
 mod pairwise;
