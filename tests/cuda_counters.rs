@@ -271,8 +271,8 @@ struct Engine {
 
 /// Tiles of 128 x 128, as many parts as rows and columns of them.
 const WARPS: Engine = Engine { capability: "8.0", suffix: "", splits: [SPLITS, SPLITS] };
-/// Units of 256 x 256, a cluster of two blocks for each.
-const GROUPS: Engine = Engine { capability: "9.0", suffix: "_hopper", splits: [SPLITS, SPLITS / 2] };
+/// Units of 256 x 128, a cluster of two blocks for each.
+const GROUPS: Engine = Engine { capability: "9.0", suffix: "_hopper", splits: [SPLITS, SPLITS] };
 
 /// Of an InfoNCE step.
 fn pairwise_traffic(engine: &Engine, kept: bool) -> Traffic {
