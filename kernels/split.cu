@@ -35,13 +35,13 @@ struct Parts {
     float lo;
 };
 
-// The bits of both are those of bf16 numbers.
-__device__ __forceinline__ Parts split(float v) {
+// The bits of both are those of bf16 numbers. `nonzero`: whether `v` was before it was scaled, which may have made it 0.
+__device__ __forceinline__ Parts split(float v, bool nonzero) {
     const uint32_t sign = __float_as_uint(v) & 0x80000000u;
     float hi = to_f32(__float2bfloat16_rn(v));
     if (magnitude_bits(v) >= kInfinityBits) return {hi, 0.0f};
     if (magnitude_bits(hi) >= kInfinityBits) hi = __uint_as_float(sign | kLargestBf16);
-    if (v != 0.0f && magnitude_bits(v) < kSmallestNormal) hi = __uint_as_float(sign | kSmallestNormal);
+    if (nonzero && magnitude_bits(v) < kSmallestNormal) hi = __uint_as_float(sign | kSmallestNormal);
     return {hi, to_f32(__float2bfloat16_rn(v - hi))};
 }
 
@@ -72,7 +72,7 @@ __device__ __forceinline__ void split_row(const PrepareSide& s, uint32_t i, uint
         load_vector(x, col, d, s.aligned, v);
 #pragma unroll
         for (uint32_t k = 0; k < kVector<float>; ++k) {
-            const Parts parts = split(scale_pow2(v[k], -shift));
+            const Parts parts = split(scale_pow2(v[k], -shift), v[k] != 0.0f);
             hi[k] = parts.hi;
             lo[k] = parts.lo;
             finite[k] = magnitude_bits(parts.hi) < kInfinityBits ? parts.hi : 0.0f;

@@ -267,8 +267,8 @@ pub struct PairwiseOptions<'a> {
     /// `ln q_j`, the logarithm of the probability that column `j` is sampled, subtracted from its logits in the rows'
     /// softmax, `m`; only for [`PairwiseObjective::InfoNce`] and [`PairwiseObjective::SupCon`]. Yi et al. 2019.
     pub log_q: Option<&'a [f32]>,
-    /// Of products of f32 rows on CUDA: similarities, and both gradients; see
-    /// [`cuda::pairwise_step`](crate::cuda::pairwise_step()). Objectives of one's own have full precision. Default:
+    /// Of products of f32 rows on CUDA, similarities and both gradients, on devices of compute capability 9.0; see
+    /// `cuda::pairwise_step`. Elsewhere, and for objectives of one's own, it changes nothing: full precision. Default:
     /// [`Precision::Full`].
     pub precision: Precision,
 }

@@ -216,6 +216,8 @@ fn what_is_not_finite_is_as_under_full_precision() {
         [-1.0 / 3.0, small, tiny, 0.0],
         [0.0, -0.0, tiny, INF],
         [0.25, 0.5, 0.0, 0.0],
+        // The row is halved, and its second element with it.
+        [0.75 * most, tiny, 0.0, 0.0],
     ];
     let n = rows.len();
     // Where the finite terms leave the range of f32, so may their sum, in one order or the other.

@@ -97,11 +97,12 @@ impl Default for DevicePairwiseOptions<'_> {
 /// Of f32 inputs all products are multiply-adds of f32. With [`Precision::SplitBf16`] they are on tensor cores where there is
 /// code for warpgroups, on devices of compute capability 9.0; elsewhere the option changes nothing. Rows and weights are two bf16
 /// numbers per element then, and the products those of [`Precision::SplitBf16`], 12 of bf16 in all, 9 for SigLIP; weights are off by as much as
-/// their logits by the error of a similarity, and sums of gradients by 2⁻¹⁵ of the sum of the magnitudes of their terms at most.
+/// their logits by the error of a similarity, and sums of gradients by 2⁻¹⁵ of the sum of the magnitudes of their terms at most, for weights and elements from 2⁻¹¹⁶ on and
+/// below the largest bf16.
 /// Rows that are not normalised have that precision down to a norm of 2⁻⁸⁰. What is not finite is so under both, but may be an
 /// infinity or NaN.
 ///
-/// Enqueues 4 kernels and 2 more per wave, 1 more for f32 on tensor cores, 1 less for SigLIP, 1 more for [`TripletAll`](PairwiseObjective::TripletAll), 2 more with a miner;
+/// Enqueues 4 kernels and 2 more per wave, 1 more for f32 on tensor cores and for f16 on 9.0, 1 less for SigLIP, 1 more for [`TripletAll`](PairwiseObjective::TripletAll), 2 more with a miner;
 /// allocates nothing on the device, does not synchronise, reads nothing back; can be captured. Bitwise the same from run
 /// to run for the same `wave_bytes`. If a launch is refused, `dx` and `dy` are unchanged.
 ///

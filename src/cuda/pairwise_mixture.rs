@@ -171,7 +171,7 @@ pub fn pairwise_mixture_single_workspace_bytes(
 /// (each of both matrices together, weight and upstream factor included) and the cosines between every two (0 where one
 /// of them is 0) are written there. Each part is stepped alone for that, into f32 gradients in the workspace.
 ///
-/// Enqueues 2 kernels, and for every part what [`pairwise_step`](super::pairwise_step) has before the waves (a GOAL part:
+/// Enqueues 2 kernels, 1 more for f32 on tensor cores and for f16 on 9.0, and for every part what [`pairwise_step`](super::pairwise_step) has before the waves (a GOAL part:
 /// 2) and 1 more for its report, and in every wave 1 for each part and 1 more; for the conflict those of every part alone
 /// and 2 more. Allocates nothing on the device, does not
 /// synchronise, reads nothing back; can be captured. If a launch is refused, `dx` and `dy` are unchanged.

@@ -350,7 +350,8 @@ pub(super) fn workspace_bytes(
 /// `dtype`, whatever the alignment of the operands, with at most `wave_bytes` for weights (rounded up to 128 rows). If all
 /// similarities fit into `keep_bytes` (4 bytes each, rows and columns rounded up to multiples of 128) and there is more than
 /// one sweep, there is room for them too. Host arithmetic only. Beside both `O((n + m) d)`, and 6 bytes per element of f32
-/// inputs with [`Precision::SplitBf16`].
+/// inputs with [`Precision::SplitBf16`] on every device, used there or not; a set with itself counts twice. Features are rounded
+/// up to multiples of 8.
 ///
 /// # Errors
 /// [`Error::TooLarge`](crate::Error::TooLarge).

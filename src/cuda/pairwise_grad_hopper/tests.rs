@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use super::*;
 use crate::cuda::descriptor::RawMat;
 use crate::cuda::gather::RawUpstream;
+use crate::cuda::pairwise_gradient::SplitProducts;
 use crate::cuda::pairwise_plan::waves;
 use crate::cuda::plan::Splits;
 use crate::cuda::prepare::Operand;
@@ -85,7 +86,9 @@ impl<T: DeviceElement> Data<T> {
         for i in (0..n).filter(|&i| skip[0][i] == 0) {
             for j in (0..m).filter(|&j| skip[1][j] == 0) {
                 // Of very different sizes, as weights are.
-                w[i * ld_weights + j] = bf16::from_f32(random[i * m + j].powi(9)).to_f32();
+                let weight = random[i * m + j].powi(9);
+                let in_parts = T::DTYPE == DType::F32;
+                w[i * ld_weights + j] = if in_parts { weight } else { bf16::from_f32(weight).to_f32() };
             }
         }
         let rows = [(n, 5), (m, 7)].map(|(rows, seed)| numbers(rows * case.ld, seed));
@@ -121,6 +124,27 @@ impl<T: DeviceElement> Data<T> {
     }
 }
 
+/// What bf16 holds of a number, and of what it does not hold.
+fn parts_of(v: f32) -> [bf16; 2] {
+    let hi = bf16::from_f32(v);
+    [hi, if v.is_finite() { bf16::from_f32(v - hi.to_f32()) } else { bf16::ZERO }]
+}
+
+/// Rows of f32 as `split_f32` leaves those that it does not scale.
+fn in_parts<T: DeviceElement>(case: &Case, rows: &[T], of_x: bool) -> Vec<bf16> {
+    let (d, width) = (case.shape.d, split_depth(case.shape.d));
+    let depth = width / 3;
+    let mut out = vec![bf16::ZERO; rows.len() / case.ld * width];
+    for (from, to) in rows.chunks(case.ld).zip(out.chunks_mut(width)) {
+        for (k, v) in from[..d].iter().enumerate() {
+            let [hi, lo] = parts_of(v.to_f64() as f32);
+            let finite = if hi.to_f32().is_finite() { hi } else { bf16::ZERO };
+            (to[k], to[depth + k], to[2 * depth + k]) = if of_x { (lo, finite, hi) } else { (finite, lo, hi) };
+        }
+    }
+    out
+}
+
 fn address<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
     slice.device_ptr(stream).0
 }
@@ -134,8 +158,19 @@ fn outcome<T: DeviceElement>(
 ) -> [Vec<f32>; 2] {
     let Shape { n, m, d, .. } = case.shape;
     let ld_sums = d.next_multiple_of(8);
-    let w: Vec<bf16> = data.w.iter().map(|&w| bf16::from_f32(w)).collect();
+    let w: Vec<bf16> = [0, 1].iter().flat_map(|&part| data.w.iter().map(move |&w| parts_of(w)[part])).collect();
     let w = stream.clone_htod(&w).unwrap();
+    let wide = [0, 1].map(|side| stream.clone_htod(&in_parts(case, &data.rows[side], side == 0)).unwrap());
+    let split = (T::DTYPE == DType::F32).then(|| SplitProducts {
+        operands: [0, 1].map(|side| Operand {
+            ptr: address(&wide[side], stream),
+            row_stride: split_depth(d),
+            batch_stride: 0,
+            inv: 0,
+            inv_batch_stride: 0,
+        }),
+        rest: n.next_multiple_of(TILE),
+    });
     let rows = [0, 1].map(|side| stream.clone_htod(&data.rows[side]).unwrap());
     let skip = [0, 1].map(|side| stream.clone_htod(&data.skip[side]).unwrap());
     let sums = [n, m].map(|rows| stream.clone_htod(&vec![POISON; (rows + GUARD) * ld_sums]).unwrap());
@@ -161,7 +196,7 @@ fn outcome<T: DeviceElement>(
             exponent: [0; 2],
             skip: [0, 1].map(|side| if case.skips > 0 { address(&skip[side], stream) } else { 0 }),
             parts: [0, 1].map(|side| address(&parts[side], stream)),
-            split: None,
+            split,
             weights: address(&w, stream) + before,
             ld_weights: data.ld_weights,
             sums: [0, 1].map(|side| address(&sums[side], stream)),
@@ -181,7 +216,7 @@ fn outcome<T: DeviceElement>(
 }
 
 #[track_caller]
-fn check(name: &str, case: &Case, got: &[Vec<f32>; 2], want: &[Vec<(f64, f64)>; 2]) {
+fn check(name: &str, case: &Case, got: &[Vec<f32>; 2], want: &[Vec<(f64, f64)>; 2], off: f64) {
     let Shape { n, m, d, .. } = case.shape;
     let ld = d.next_multiple_of(8);
     for (side, rows) in [n, m].into_iter().enumerate() {
@@ -191,13 +226,15 @@ fn check(name: &str, case: &Case, got: &[Vec<f32>; 2], want: &[Vec<(f64, f64)>; 
                 assert_eq!(g.to_bits(), POISON.to_bits(), "{name}: behind the rows, {side} [{row}, {col}]");
             } else if col < d {
                 let (w, magnitude) = want[side][row * d + col];
-                // Sums are in f32, of tensor cores with a few bits less.
-                let allowed = 1e-5 * magnitude + 1e-30;
+                let allowed = off * magnitude + 1e-30;
                 assert!((f64::from(g) - w).abs() <= allowed, "{name}: {side} [{row}, {col}]: {g:e}, should be {w:e}");
             }
         }
     }
 }
+
+/// Sums are in f32, of tensor cores with a few bits less.
+const SUMS: f64 = 1e-5;
 
 fn both_schemes<T: DeviceElement + Zeroable>(stream: &Arc<CudaStream>, kernels: &Kernels, case: &Case) {
     let data = Data::<T>::new(case);
@@ -208,11 +245,18 @@ fn both_schemes<T: DeviceElement + Zeroable>(stream: &Arc<CudaStream>, kernels: 
     });
     let shape = case.shape;
     let name = |scheme: &str| format!("{} {shape:?} {scheme}", T::DTYPE);
-    check(&name("warps"), case, &warps, &want);
+    check(&name("warps"), case, &warps, &want, SUMS);
+    groups(stream, kernels, case, &data, SUMS);
+}
+
+/// In tiles of every width, by many clusters and by few.
+fn groups<T: DeviceElement>(stream: &Arc<CudaStream>, kernels: &Kernels, case: &Case, data: &Data<T>, off: f64) {
+    let (want, shape) = (data.reference(case), case.shape);
+    let name = |scheme: &str| format!("{} {shape:?} {scheme}", T::DTYPE);
     let mut first = None;
     for (cols, clusters) in [(128, 66), (256, 1), (256, 3)] {
         // SAFETY: as above.
-        let groups = outcome(stream, case, &data, |step, wave| unsafe {
+        let groups = outcome(stream, case, data, |step, wave| unsafe {
             if wave.first == 0 {
                 step.split_by_groups(kernels, stream).unwrap();
             }
@@ -220,7 +264,7 @@ fn both_schemes<T: DeviceElement + Zeroable>(stream: &Arc<CudaStream>, kernels: 
             step.launch_groups(kernels, stream, wave, &tiles, clusters.min(tiles.clusters(132))).unwrap();
         });
         let name = name(&format!("groups of {cols} columns, {clusters} clusters"));
-        check(&name, case, &groups, &want);
+        check(&name, case, &groups, &want, off);
         let bits = groups.map(|g| g.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
         assert!(first.get_or_insert_with(|| bits.clone()) == &bits, "{name}: other bits than the first");
     }
@@ -242,6 +286,8 @@ fn both_schemes_make_the_same_products() {
     ] {
         both_schemes::<bf16>(&stream, &kernels, &case);
         both_schemes::<f16>(&stream, &kernels, &case);
+        // Both factors are off by 2^-16 at most.
+        groups(&stream, &kernels, &case, &Data::<f32>::new(&case), SUMS + 0.5f64.powi(15));
     }
 }
 
