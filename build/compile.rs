@@ -115,7 +115,7 @@ impl Job<'_> {
                 continue;
             }
             let text = fs::read(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-            let beside = file.parent().unwrap_or(&self.package).to_path_buf();
+            let beside = file.parent().unwrap_or(self.package).to_path_buf();
             let included = text.split(|&b| b == b'\n').filter_map(|line| {
                 let name = std::str::from_utf8(line).ok()?.trim_start().strip_prefix('#')?.trim_start();
                 let name = name.strip_prefix("include")?.trim_start().strip_prefix('"')?;

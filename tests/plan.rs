@@ -216,15 +216,17 @@ fn benchmark_shapes_touch_their_operands_as_often_as_they_have_passes() {
 }
 
 /// What the sweeps of the benchmark shapes read of device memory through an L2 of 60 MB, in operands, where that is more
-/// than once: number, scheme, and the times of today's order. Nobody waits for it, as products take longer.
-const READ_AGAIN: [(u32, Scheme, f64); 7] = [
-    (2, Scheme::WarpMma, 1.72),
-    (5, Scheme::WarpMma, 16.5),
-    (5, Scheme::GroupMma, 16.5),
-    (6, Scheme::WarpMma, 16.53),
-    (10, Scheme::GroupMmaSmall, 1.03),
-    (11, Scheme::WarpMma, 32.5),
-    (11, Scheme::GroupMma, 43.7),
+/// than once: number, scheme, type, and the times of today's order. Nobody waits for it, as products take longer.
+const READ_AGAIN: [(u32, Scheme, DType, f64); 9] = [
+    (2, Scheme::WarpMma, DType::F32, 1.72),
+    (2, Scheme::WarpMma, DType::Bf16, 4.40),
+    (2, Scheme::GroupMma, DType::Bf16, 2.5),
+    (5, Scheme::WarpMma, DType::Bf16, 16.5),
+    (5, Scheme::GroupMma, DType::Bf16, 16.5),
+    (6, Scheme::WarpMma, DType::F16, 16.53),
+    (10, Scheme::GroupMmaSmall, DType::Bf16, 1.03),
+    (11, Scheme::WarpMma, DType::Bf16, 32.5),
+    (11, Scheme::GroupMma, DType::Bf16, 43.7),
 ];
 
 #[test]
@@ -239,10 +241,11 @@ fn benchmark_shapes_read_their_operands_once_or_it_is_known_how_often() {
             let once = (batch * (n + m) * d * dtype.size()) as f64;
             let read = sweep.operand_traffic(60_000_000).expect("few enough tiles") as f64;
             let times = read / once;
-            let known = READ_AGAIN.iter().find(|&&(of, scheme, _)| (of, scheme) == (number, sweep.scheme));
+            let this = (number, sweep.scheme, dtype);
+            let known = READ_AGAIN.iter().find(|&&(of, scheme, dtype, _)| (of, scheme, dtype) == this);
             // A wave has few rows, so its sweep reads the columns at most once for each round of blocks.
             let wave = sweep.kernel == SweepKernel::PairwiseWeights;
-            let most = if wave { f64::from(u8::from(known.is_some()) + 1) } else { known.map_or(1.0, |k| k.2) };
+            let most = if wave { f64::from(u8::from(known.is_some()) + 1) } else { known.map_or(1.0, |k| k.3) };
             assert!((1.0..=1.001 * most).contains(&times), "{number}: {:?} reads {times} times", sweep.scheme);
             if wave || most == 1.0 {
                 continue;

@@ -46,7 +46,8 @@ impl Plan {
     /// Of [`mine`](super::mine()), values and indices of rows and columns.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::EmptyDim`], [`Error::UnsupportedDType`].
+    /// [`Error::TooLarge`](crate::Error::TooLarge), [`Error::EmptyDim`](crate::Error::EmptyDim),
+    /// [`Error::UnsupportedDType`](crate::Error::UnsupportedDType).
     pub fn mine(n: usize, m: usize, d: usize, dtype: DType, device: PlanDevice) -> Result<Self> {
         let inputs = Inputs::new("mine", [n, m, d], dtype, device)?;
         let workspace = mine_workspace_bytes(n, m, d, dtype, Normalization::L2, false)?;
@@ -80,7 +81,8 @@ impl Plan {
     /// Of [`mine_top_k`](super::mine_top_k()) without a memory bank. Of `options` `k`, `skip` and the pick matter.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::EmptyDim`], [`Error::UnsupportedDType`], [`Error::InvalidOption`].
+    /// [`Error::TooLarge`](crate::Error::TooLarge), [`Error::EmptyDim`](crate::Error::EmptyDim),
+    /// [`Error::UnsupportedDType`](crate::Error::UnsupportedDType), [`Error::InvalidOption`](crate::Error::InvalidOption).
     pub fn mine_top_k(
         n: usize,
         m: usize,
@@ -130,7 +132,8 @@ impl Plan {
     /// Of [`ranks`](super::ranks()), with groups or without.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::EmptyDim`], [`Error::UnsupportedDType`].
+    /// [`Error::TooLarge`](crate::Error::TooLarge), [`Error::EmptyDim`](crate::Error::EmptyDim),
+    /// [`Error::UnsupportedDType`](crate::Error::UnsupportedDType).
     pub fn ranks(n: usize, m: usize, d: usize, dtype: DType, grouped: bool, device: PlanDevice) -> Result<Self> {
         let inputs = Inputs::new("ranks", [n, m, d], dtype, device)?;
         let workspace = ranks_workspace_bytes(n, m, d, dtype, Normalization::L2, grouped)?;
