@@ -11,12 +11,12 @@
 //   x (n, d), y (m, d)  f32, normalised or not, rows aligned to 16 bytes;  T: f16 for normalised rows, else bf16
 //
 // In the order of their launches, with mine_<T> between the first two:
-//   screen_rows_<T>     x~, y~, N, e, and the largest of them
-//   screen_bounds       max S~ - 2 D of every row and column
-//   mine_screen_<T>          the elements of S~ that reach the bound of their row or column, and are negatives: a list
-//   screen_rescore      S of those and of the pairs in f32; 64-bit keys of rows and columns (common/mining.cuh)
-//   mine_f32                 only where a row was not fit for this or the list too short: everything, as if nothing had been
-//   mine_merge               from whichever it was
+//   screen_rows_<T>   x~, y~, N, e, and the largest of them
+//   screen_bounds     max S~ - 2 D of every row and column
+//   mine_screen_<T>   the elements of S~ that reach the bound of their row or column, and are negatives: a list
+//   screen_rescore    S of those and of the pairs in f32; 64-bit keys of rows and columns (common/mining.cuh)
+//   mine_f32          only where a row was not fit for this or the list too short: everything, as if nothing had been
+//   mine_merge        from whichever it was
 // A zero row's similarities are all 0, and its maximum is the one of the rounded rows.
 // Sums of squares that underflow are covered by 2^-60 on top of every norm, and products by 2^-96 on top of D.
 //
@@ -47,7 +47,7 @@ __device__ __forceinline__ void screen_rows(const ScreenRowsParams& p) {
     const uint32_t lines = p.n + p.m;
     for (uint64_t at = blockIdx.x * kRowWarps + warp_id(); at < lines; at += gridDim.x * kRowWarps) {
         const bool of_y = at >= p.n;
-        const float* from = of_y ? p.y + (at - p.n) * p.ldy : p.x + at * p.ldx;                               // (d)
+        const float* from = of_y ? p.y + (at - p.n) * p.ldy : p.x + at * p.ldx;  // (d)
         T* to = of_y ? static_cast<T*>(p.y_screen) + (at - p.n) * p.ld : static_cast<T*>(p.x_screen) + at * p.ld;  // (ld)
         float squares = 0.0f, lost = 0.0f;
         bool zero = true;  // not to be seen from squares, which underflow
