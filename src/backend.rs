@@ -2,7 +2,7 @@
 //!
 //! Every method takes matrices in host memory and has the same meaning on every backend. On CUDA a call allocates device
 //! memory, copies the inputs there, runs the operation, copies the results back and waits for them: right for tests,
-//! tools and evaluation, and the wrong entry for a training loop on a GPU, which calls [`crate::cuda`] on its own
+//! tools and evaluation, and the wrong entry for a training loop on a GPU, which calls `simgrad::cuda` on its own
 //! buffers and stream.
 
 use crate::cpu::{self, Cpu};

@@ -10,10 +10,10 @@ use std::collections::HashMap;
 
 use cases::{CONFIGURATIONS, Case, Op};
 use simgrad::cuda::{
-    Ceilings, PLANNED_MULTIPROCESSORS, Plan, PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape, TilePlace,
-    goal_step_launches,
+    Ceilings, PAIRWISE_WAVE_BYTES, PLANNED_MULTIPROCESSORS, Plan, PlanDevice, Scheme, SweepKernel, SweepPlan,
+    SweepShape, TilePlace, goal_step_launches,
 };
-use simgrad::{DType, Error};
+use simgrad::{DType, Error, PairwiseObjective, Precision};
 
 const SCHEMES: [Scheme; 3] = [Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall];
 const SHAPES: [(usize, usize); 14] = [
@@ -347,6 +347,27 @@ fn what_cannot_be_planned_is_refused() {
     let empty = Case::new(Op::Mine, 0, 0, 3, DType::F32).plan(PlanDevice::H200).expect("a plan");
     assert!(empty.launches.is_empty() && empty.explain().contains("0 launches"));
     assert_eq!(empty.seconds_at(&Ceilings::H200), 0.0);
+}
+
+#[test]
+fn a_plan_says_whether_the_precision_that_was_asked_for_is_used() {
+    let old_code = PlanDevice { group_code: false, ..PlanDevice::H200 };
+    let step = |dtype, precision, device| {
+        let objective = PairwiseObjective::InfoNce { scale: 20.0 };
+        let memory = PAIRWISE_WAVE_BYTES;
+        let plan = Plan::pairwise_step(300, 300, 64, dtype, dtype, &objective, memory, 0, precision, device);
+        plan.expect("a plan").explain()
+    };
+    let split = Precision::SplitBf16;
+    assert!(step(DType::F32, split, PlanDevice::H200).contains("precision: split bf16"));
+    for device in [PlanDevice::A100, old_code] {
+        assert!(step(DType::F32, split, device).contains("precision: full, products of weights"), "{device:?}");
+    }
+    assert!(step(DType::F16, split, PlanDevice::H200).contains("precision: full, 16-bit rows"));
+    assert!(!step(DType::F32, Precision::Full, PlanDevice::H200).contains("precision: "));
+    // A matrix has no weights: it is split everywhere.
+    let plan = Plan::cosine_matrix(1, 300, 300, 64, DType::F32, DType::F32, split, PlanDevice::A100);
+    assert!(plan.expect("a plan").explain().contains("precision: split bf16"));
 }
 
 #[test]

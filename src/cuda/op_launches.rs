@@ -12,7 +12,7 @@ use super::op_plan::{Arithmetic, Floor, Plan, PlannedLaunch};
 use super::plan::{PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape, TILE, tiles};
 use super::prepare::{BLOCK, Prepare, Wants, by_dtype};
 use super::row_norms::gradient_kernel;
-use super::split::{SPLIT, Split, splits};
+use super::split::{SPLIT, Split, choice, splits};
 use super::sweep::{MINE, MINE_STATS, Select, Stats, collected, key_words, sweep_plan_on};
 use super::tile_kernel::tile_plan_on;
 use super::weighted_grad::{INVERT_THREADS, weighted_grad_workspace_bytes};
@@ -281,7 +281,9 @@ impl Plan {
             launches.push(operands.sweep(kernel, sweep, split || prepare.scaled(), [0.0, results]));
         }
         let floor = inputs.floor(ONE, WHY_MATRIX, results, 2);
-        Ok(inputs.plan(launches, workspace, floor))
+        let mut plan = inputs.plan(launches, workspace, floor);
+        plan.choices.extend(choice(precision, dtype, splits(precision, dtype)));
+        Ok(plan)
     }
 
     /// Of [`goal_step`](super::goal_step()) for `n` pairs, with gradients of type `gradient`.

@@ -12,7 +12,7 @@ use super::plan::{
 };
 use super::prepare::{BLOCK, by_dtype};
 use super::row_norms::gradient_kernel;
-use super::split::SPLIT as SPLIT_F32;
+use super::split::{SPLIT as SPLIT_F32, choice};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::mixture::PairwisePart;
@@ -306,6 +306,8 @@ impl Plan {
         // Normalisation, statistics if the weights need them, weights and products, the Jacobian.
         let launches = if step.form().has_statistics() { 4 } else { 3 };
         let floor = floor_of(&inputs, results, launches);
-        Ok(inputs.plan(step.launches, workspace, floor))
+        let mut made = inputs.plan(step.launches, workspace, floor);
+        made.choices.extend(choice(precision, dtype, sweeps.split(&plan).is_some()));
+        Ok(made)
     }
 }

@@ -6,6 +6,7 @@
 use cudarc::driver::CudaStream;
 
 use super::descriptor::{RawBatch, check_extent};
+use super::explain::{Reason, reason};
 use super::kernels::Kernels;
 use super::launch::launch;
 use super::prepare::{BLOCK, Operand, PrepareParams, PrepareSide, row_blocks, rows_aligned};
@@ -25,6 +26,20 @@ const PART_ALIGN: usize = 8;
 /// Whether operands of this type are split.
 pub(crate) fn splits(precision: Precision, dtype: DType) -> bool {
     precision == Precision::SplitBf16 && dtype == DType::F32
+}
+
+/// Whether operands are split on the device of a plan, and why, where that was asked for.
+pub(super) fn choice(precision: Precision, dtype: DType, split: bool) -> Option<Reason> {
+    let (value, why) = match (precision, dtype) {
+        (Precision::Full, _) => return None,
+        (_, DType::F32) if split => {
+            ("split bf16", "three products on tensor cores take less time than one of multiply-adds")
+        }
+        (_, DType::F32) => ("full", "products of weights in parts are made by wgmma alone, which is not used here"),
+        // There is no plan of f64.
+        _ => ("full", "16-bit rows go to tensor cores as they are"),
+    };
+    Some(reason("precision", value, why))
 }
 
 /// Features of the operands that rows of `d` are split into.
