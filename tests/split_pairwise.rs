@@ -8,14 +8,15 @@ mod cuda_support;
 use common::data::{Kind, LAYOUTS, Matrix, TIGHT, pair};
 use common::pairwise::{PairwiseCase, pairwise_case, relative};
 use common::{cuda, gpu_required, on_every_backend};
-use cuda_support::{Guarded, device, turn};
+use cuda_support::pairwise::{InParts, L2, PLENTY, Step, plain, replay_equals_eager};
+use cuda_support::{Guarded, by_groups, device, turn};
 use simgrad::cuda::{
-    DeviceMat, DeviceMatMut, DevicePairwiseOptions, pairwise_mixture, pairwise_mixture_workspace_bytes, pairwise_step,
-    pairwise_workspace_bytes,
+    DeviceGroups, DeviceMat, DeviceMatMut, DevicePairwiseOptions, pairwise_mixture, pairwise_mixture_workspace_bytes,
+    pairwise_single_workspace_bytes, pairwise_step, pairwise_step_single, pairwise_workspace_bytes,
 };
 use simgrad::{
-    Backend, DType, MixtureObjective, Normalization, Objective, PairwiseObjective, PairwiseOptions, PairwisePart,
-    PairwiseReport, Precision, WriteMode, reference,
+    Backend, DType, Groups, MixtureObjective, Normalization, Objective, PairwiseObjective, PairwiseOptions,
+    PairwisePart, PairwiseReport, Precision, WriteMode, reference,
 };
 
 const SPLIT: Precision = Precision::SplitBf16;
@@ -186,6 +187,73 @@ fn waves_and_mixtures() {
     context.check_err().unwrap();
 }
 
+/// One launch more than in full precision where rows are split, and none of it reads what was in the workspace.
+#[test]
+fn captured_steps_and_used_workspaces() {
+    let Some((context, kernels)) = device() else { return };
+    let stream = context.new_stream().unwrap();
+    let split = usize::from(by_groups(kernels));
+    // Launches in full precision.
+    for (name, launches, shape, grant) in [
+        ("infonce", 8, [140, 30, 8], (0, 0)),
+        ("siglip", 5, [40, 300, 72], PLENTY),
+        ("triplet-all", 7, [10, 20, 9], PLENTY),
+        ("ms-mined", 8, [130, 20, 24], (PLENTY.0, 1 << 20)),
+    ] {
+        let of = InParts(name.parse().unwrap());
+        replay_equals_eager::<f32, f32>(kernels, &of, name, shape, grant, launches + split);
+        let _turn = turn();
+        let step = Step::<f32, f32>::new(&stream, &of, shape, grant, 5);
+        step.does_not_depend_on_its_workspace(kernels, &stream, &of, name);
+    }
+}
+
+/// A set with itself in several waves, with groups and rows that are left out.
+#[test]
+fn waves_of_a_set() {
+    let Some((context, kernels)) = device() else { return };
+    let _turn = turn();
+    let stream = context.new_stream().unwrap();
+    let (n, d) = (300, 40);
+    let (x, _) = pair(Kind::Sphere, 4, n, n, d);
+    let x = Matrix::<f32>::new(&x, n, d, TIGHT);
+    let ids: Vec<i64> = (0..n as i64).map(|i| i % 70).collect();
+    let ignored: Vec<bool> = (0..n).map(|i| i % 11 == 3).collect();
+    let (xs, there) = (Guarded::of(&stream, &x.elements()), Guarded::of(&stream, &ids));
+    let masks = Guarded::of(&stream, &ignored.iter().map(|&ignored| u8::from(ignored)).collect::<Vec<_>>());
+    for name in ["supcon", "ms-mined", "circle"] {
+        let objective: PairwiseObjective = name.parse().unwrap();
+        let run = |wave_bytes, precision| {
+            let bytes =
+                pairwise_single_workspace_bytes(n, d, DType::F32, &objective, L2, wave_bytes, 0, precision).unwrap();
+            let mut workspace = Guarded::<u8>::poisoned(&stream, bytes);
+            let mut dx = Guarded::<f32>::poisoned(&stream, n * d);
+            let mut report = stream.clone_htod(&[PairwiseReport::default()]).unwrap();
+            {
+                let groups = Some(DeviceGroups { rows: there.view(), cols: there.view() });
+                let ignore_rows = Some(masks.view());
+                let options = DevicePairwiseOptions { groups, ignore_rows, wave_bytes, precision, ..plain() };
+                let x = DeviceMat::new(xs.view(), n, d).unwrap();
+                let mut dx = DeviceMatMut::new(dx.view_mut(), n, d).unwrap();
+                let (report, work) = (&mut report.as_view_mut(), &mut workspace.view_mut());
+                pairwise_step_single(kernels, &stream, &x, &objective, &options, &mut dx, report, work).unwrap();
+            }
+            workspace.read(&stream, "workspace");
+            dx.read(&stream, "dx")
+        };
+        let (one, all, full) = (run(1, SPLIT), run(PLENTY.0, SPLIT), run(PLENTY.0, Precision::Full));
+        assert_eq!(all != full, by_groups(kernels), "{name}: in parts exactly where there are kernels for that");
+        let groups = Some(Groups { rows: &ids, cols: &ids });
+        let options = PairwiseOptions { groups, ignore_rows: Some(&ignored), ..PairwiseOptions::default() };
+        let want = reference::pairwise_step_single(x.view(), &objective, &options).dx;
+        for (waves, got) in [("several", one), ("one", all)] {
+            let off = error([&common::data::to_f64(&got), &[]], [&want, &[]]);
+            assert!(off <= 5e-5, "{name} in {waves}: {off:e}");
+        }
+    }
+    context.check_err().unwrap();
+}
+
 /// Gradients are added to what is there.
 #[test]
 fn accumulation() {
@@ -203,7 +271,7 @@ fn accumulation() {
 /// A GOAL part mines among the similarities that the other parts see; conflicts are computed by steps of the same kind.
 #[test]
 fn mixtures_with_goal_parts() {
-    let Some((backend, _)) = backend() else { return };
+    let Some((backend, in_parts)) = backend() else { return };
     let (n, d) = (140, 48);
     let (x, y) = pair(Kind::Sphere, 8, n, n, d);
     let (x, y) = (Matrix::<f32>::new(&x, n, d, TIGHT), Matrix::<f32>::new(&y, n, d, TIGHT));
@@ -218,6 +286,7 @@ fn mixtures_with_goal_parts() {
             (dx.written("dx"), dy.written("dy"), report.conflict.unwrap())
         };
         let (split, full) = (run(SPLIT), run(Precision::Full));
+        assert_eq!(split.0 != full.0, in_parts, "{parts:?}");
         let off = error([&split.0, &split.1], [&full.0, &full.1]);
         assert!(off <= 1e-4, "{parts:?}: {off:e}");
         for (g, w) in split.2.norms.iter().chain(&split.2.cosines).zip(full.2.norms.iter().chain(&full.2.cosines)) {

@@ -71,6 +71,25 @@ impl StepOf for PairwiseObjective {
     }
 }
 
+/// A step in products of parts of bf16, where a device has kernels for that.
+pub struct InParts(pub PairwiseObjective);
+
+impl StepOf for InParts {
+    fn workspace_bytes(&self, [n, m, d]: [usize; 3], dtype: DType, grant: Grant, _: bool) -> Result<usize> {
+        pairwise_workspace_bytes(n, m, d, dtype, &self.0, L2, grant.0, grant.1, Precision::SplitBf16)
+    }
+
+    fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
+        &self,
+        kernels: &Kernels,
+        stream: &CudaStream,
+        a: Arguments<'_, T, G>,
+    ) -> Result<()> {
+        let options = DevicePairwiseOptions { precision: Precision::SplitBf16, ..a.options };
+        self.0.enqueue(kernels, stream, Arguments { options, ..a })
+    }
+}
+
 impl StepOf for [PairwisePart] {
     fn reports(&self) -> usize {
         self.len()
