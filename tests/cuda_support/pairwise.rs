@@ -75,8 +75,15 @@ impl StepOf for PairwiseObjective {
 pub struct InParts(pub PairwiseObjective);
 
 impl StepOf for InParts {
-    fn workspace_bytes(&self, [n, m, d]: [usize; 3], dtype: DType, grant: Grant, _: bool) -> Result<usize> {
-        pairwise_workspace_bytes(n, m, d, dtype, &self.0, L2, grant.0, grant.1, Precision::SplitBf16)
+    fn workspace_bytes(
+        &self,
+        [n, m, d]: [usize; 3],
+        dtype: DType,
+        (wave, keep): Grant,
+        conflict: bool,
+    ) -> Result<usize> {
+        assert!(!conflict, "an objective has no parts");
+        pairwise_workspace_bytes(n, m, d, dtype, &self.0, L2, wave, keep, Precision::SplitBf16)
     }
 
     fn enqueue<T: DeviceElement, G: GradientOf<T> + DeviceElement>(
