@@ -123,12 +123,34 @@ def floor(case, extents, rates):
     return {"products": products, "bytes": moved, "longer": max(products, moved)}
 
 
-def run(place, key, seconds=40):
+def make_ready(place, built):
+    """Compiles what has to be compiled. What fails here says so when its turn comes."""
+    for side in built.sides:
+        try:
+            if not isinstance(side, Missing) and side.compile:
+                side.compile()
+        except Exception:
+            pass
+    place.synchronize()
+    gc.collect()
+    if not place.rehearsal:
+        torch.cuda.empty_cache()
+
+
+def run(place, key, among, seconds):
+    """`among` are the processes that this one shares the card with, a `turns.Turns`."""
     case = BY_KEY[key]
     extents = case.extents(place.rehearsal)
     torch.manual_seed(1)
+    with among.together():
+        built = BUILDERS[case.build](place, case, extents)
+        make_ready(place, built)
+    with among.alone():
+        return measured(place, case, extents, built, seconds)
+
+
+def measured(place, case, extents, built, seconds):
     before = ceilings(place)
-    built = BUILDERS[case.build](place, case, extents)
     turns, sides = [], {}
     for side in built.sides:
         if isinstance(side, Missing):
@@ -173,7 +195,7 @@ def run(place, key, seconds=40):
         if name != first:
             sides[name]["times_simgrad"] = stats.summary(ratios[name])
     return {
-        "key": key,
+        "key": case.key,
         "title": case.title,
         "op": case.build,
         "extents": list(extents),

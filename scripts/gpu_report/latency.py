@@ -13,13 +13,19 @@ SAMPLES = 50
 REPLAYS = 50
 
 
-def run(place, key):
+def run(place, key, among):
     objective, dtype, n = key.split("/")
     n, d = (40, 24) if place.rehearsal else (int(n), 1024)
     sets, _ = input_sets(place, dtype, (n, d), (n, d), most=1)
     step = Operation(place, "goal_step", sets, normalize=1, objective=GOAL_OBJECTIVES[objective])
-    step()
-    place.synchronize()
+    with among.together():
+        step()
+        place.synchronize()
+    with among.alone():
+        return measured(place, key, n, d, dtype, step)
+
+
+def measured(place, key, n, d, dtype, step):
     about = {"key": key, "n": n, "d": d, "dtype": dtype, "rehearsal": place.rehearsal, "device": place.name}
     if place.rehearsal:
         return {**about, "seconds": stats.summary([place.sample(step)])}

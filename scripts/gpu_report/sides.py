@@ -1,5 +1,6 @@
 """What takes turns in a case: simgrad's call and its peers, on the same tensors."""
 
+import contextlib
 import importlib
 import os
 import pathlib
@@ -18,11 +19,17 @@ import torch_step  # noqa: E402
 
 
 class Side:
-    """`run(at)` does the work on input set `at`; `result()` what it gave for set 0; `bytes` what it needs, if that is known."""
+    """`run(at)` does the work on input set `at`; `result()` what it gave for set 0; `bytes` what it needs, if that is known;
+    `compile()` does what only the first run does, where there is such a thing."""
 
-    def __init__(self, name, run, result=None, bytes=None, graph=True, note=None, limits=None):
+    def __init__(self, name, run, result=None, bytes=None, graph=True, note=None, limits=None, compile=None):
         self.name, self.run, self.bytes, self.graph, self.note, self.limits = name, run, bytes, graph, note, limits
-        self.result = result or (lambda: run(0))
+        self.result, self.compile = result or (lambda: run(0)), compile
+
+
+def compiled_side(name, run):
+    """A side with a compiled function in it."""
+    return Side(name, run, compile=lambda: run(0))
 
 
 class Missing:
@@ -60,7 +67,7 @@ def peers(place, sets, function, *rest, name="", compile_too=True):
     suffix = f" {name}" if name else ""
     yield Side(f"eager{suffix}", over(function))
     if compile_too:
-        yield Side(f"compile{suffix}", over(compiled(place, function)))
+        yield compiled_side(f"compile{suffix}", over(compiled(place, function)))
 
 
 def triton_peer(place, module, sides):
@@ -99,7 +106,13 @@ def tuned(place, name, choices, run):
             chosen.append(fastest(place, choices, lambda choice: run(0, choice)))
         return run(at, chosen[0])
 
-    return Side(name, work)
+    def compile():
+        for choice in choices:
+            # Some have too much shared memory for the card: `fastest` leaves those out.
+            with contextlib.suppress(Exception):
+                run(0, choice)
+
+    return Side(name, work, compile=compile)
 
 
 def ours(place, op, sets, result, inputs=(), name="simgrad", limits=None, **fields):
@@ -126,7 +139,7 @@ def cosine(place, case, extents):
     elif case.dtype == "f32":
         for precision in ("highest", "high"):
             sides.append(Side(f"eager {precision}", with_precision(precision, sets, torch_ops.cosine)))
-        sides.append(Side("compile highest", with_precision("highest", sets, compiled(place, torch_ops.cosine))))
+        sides.append(compiled_side("compile highest", with_precision("highest", sets, compiled(place, torch_ops.cosine))))
     else:
         sides += peers(place, sets, torch_ops.cosine)
     # 16-bit inputs are taken exactly and summed in f32.
@@ -236,7 +249,7 @@ def clip(place, case, extents):
     eager = lambda x, y: torch_ops.gradients(torch_ops.clip_loss, x, y, scale)
     loss = compiled(place, torch_ops.clip_loss)
     sides += peers(place, sets, eager, name="open_clip", compile_too=False)
-    sides.append(Side("compile open_clip", lambda at: torch_ops.gradients(loss, *sets[at % len(sets)], scale)))
+    sides.append(compiled_side("compile open_clip", lambda at: torch_ops.gradients(loss, *sets[at % len(sets)], scale)))
     weights = compiled(place, torch_ops.clip_weights)
 
     def triton_sides(module, only):
@@ -260,7 +273,7 @@ def siglip(place, case, extents):
     loss = compiled(place, torch_ops.siglip_loss)
     for name, chunk in (("whole", 0), ("chunks of 512", 512)):
         sides += peers(place, sets, torch_ops.siglip_gradients, scale, bias, chunk, name=name, compile_too=False)
-    sides.append(Side("compile whole", lambda at: torch_ops.siglip_gradients(*sets[at % len(sets)], scale, bias, 0, loss)))
+    sides.append(compiled_side("compile whole", lambda at: torch_ops.siglip_gradients(*sets[at % len(sets)], scale, bias, 0, loss)))
     return Built(sets, size, sides, lambda r: checks.siglip(*sets[0], scale, bias, r), {"relative": 3e-3}, {"relative": 0.1})
 
 
@@ -300,7 +313,7 @@ def step(place, case, extents):
     eager = lambda at: torch_step.hinge_con(*sets[at % len(sets)])
     sides.append(Side("eager VSE++", eager, graph=False))
     sides.append(Side("eager VSE++, graph", eager))
-    sides.append(Side("compile VSE++, graph", next(reversed(list(peers(place, sets, torch_step.hinge_con)))).run))
+    sides.append(compiled_side("compile VSE++, graph", next(reversed(list(peers(place, sets, torch_step.hinge_con)))).run))
     nca = ours(place, "goal_step", sets, result, name="simgrad nca-sig", **goal("nca-sig"))
     nca.reference = torch_step.nca_sig
     sides.append(nca)

@@ -6,10 +6,12 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import types
 import unittest
 
-from gpu_report import bundle, cases, parts, render, stats, store
+from gpu_report import bundle, cases, parts, render, stats, store, turns
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "gpu-report"
 
@@ -155,6 +157,49 @@ class Resume(unittest.TestCase):
         # With the whole time for itself it has failed.
         self.assertTrue(script.run_part("bench", None, kept, ["1", "2"], 480))
         self.assertEqual(kept.data["cells"]["2"]["timed_out"], 420)
+
+    def test_several_cells_run_at_once(self):
+        script = load_script()
+        meeting = threading.Barrier(3)
+
+        def run_cell(part, setup, name, timeout):
+            meeting.wait(20)
+            return {"ok": True, "timeout": timeout}
+
+        script.run_cell = run_cell
+        kept, names = self.part({}), ["1", "2", "3", "4", "5", "6"]
+        with Quiet() as printed:
+            self.assertTrue(script.run_part("bench", None, kept, names, 5000, 3))
+        self.assertEqual(sorted(kept.data["cells"]), names)
+        self.assertEqual(sorted(line for line in printed.text().splitlines()), [f"bench: {name} ok" for name in names])
+        # Waiting for the others' turns is within a cell's time.
+        self.assertTrue(all(cell["timeout"] == 3 * 420 for cell in kept.data["cells"].values()))
+
+    def test_what_is_timed_is_alone(self):
+        path = self.out / "turns"
+        inside, seen = [], []
+
+        def cell(at):
+            mine = turns.Turns(path)
+            with mine.together():
+                meeting.wait(20)
+            for _ in range(20):
+                with mine.alone():
+                    inside.append(at)
+                    seen.append(len(inside))
+                    time.sleep(0.0005)
+                    inside.remove(at)
+
+        meeting = threading.Barrier(4)
+        threads = [threading.Thread(target=cell, args=(at,)) for at in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        self.assertEqual(seen, [1] * 80)
+        # Without a file nobody waits for anybody.
+        with turns.Turns().alone(), turns.Turns().alone():
+            pass
 
 
 def load_script():
