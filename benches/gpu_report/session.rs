@@ -65,7 +65,9 @@ impl Session {
     pub unsafe fn upload(&self, address: u64, data: &[u8]) -> Result<(), String> {
         self.bind()?;
         // SAFETY: by the caller's promise.
-        unsafe { result::memcpy_htod_sync(address, data) }.map_err(describe)
+        unsafe { result::memcpy_htod_sync(address, data) }.map_err(describe)?;
+        // The copy may have come no further than the driver's own buffer, and no other stream waits for it.
+        self.synchronize()
     }
 
     /// # Safety

@@ -20,20 +20,23 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// At the barrier of the same place in block `rank` of the cluster.
+// At the barrier of the same place in block `rank` of the cluster. Orders nothing but what this block did: with the scope of
+// the cluster every arrival would wait for all stores of the block and every wait would empty the first-level cache. What
+// blocks of a cluster tell each other is that products have read a stage, and those are over before (products_wait); what
+// arrives in a stage comes by tensor copies, which the barrier's bytes order.
 __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank) {
     asm volatile(
         "{\n.reg .b32 remote;\n"
         "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier), "r"(rank)
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier), "r"(rank)
         : "memory");
 }
-// Until the phase of this parity is complete. What other blocks of the cluster did before they arrived is seen.
+// Until the phase of this parity is complete.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
         "{\n.reg .pred done;\n"
         "again:\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
         "@!done bra again;\n}" ::"r"(barrier), "r"(parity)
         : "memory");
 }
