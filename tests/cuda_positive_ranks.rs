@@ -118,7 +118,7 @@ fn a_captured_call_is_kernels_alone_and_replays() {
     let eager = case.read(&stream);
     case.poison(&stream);
     stream.synchronize().unwrap();
-    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
     case.enqueue(kernels, &stream, TiePolicy::Pessimistic);
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let graph = stream.end_capture(flags).unwrap().expect("a graph");

@@ -42,6 +42,14 @@ struct TileThread {
 __device__ __forceinline__ float& element(TileAcc& acc, int i, int k) { return acc[element_at(i, k)]; }
 __device__ __forceinline__ float element(const TileAcc& acc, int i, int k) { return acc[element_at(i, k)]; }
 
+// The factors of a thread's columns 2 k and 2 k + 1, which lie beside each other.
+__device__ __forceinline__ float2 column_factors(const TileThread& t, const float* inv_y, uint32_t col0, uint32_t m, bool inside,
+                                                 int k) {
+    const uint32_t col = col0 + t.col(2 * k);
+    if (inside) return __ldg(reinterpret_cast<const float2*>(inv_y + col));
+    return {col < m ? __ldg(inv_y + col) : 1.0f, col + 1 < m ? __ldg(inv_y + col + 1) : 1.0f};
+}
+
 // S = acc * inv_x[row] * inv_y[col], in this order everywhere. A missing factor is 1, which changes no bits.
 __device__ __forceinline__ void scale_tile(TileAcc& acc, const TileThread& t, const float* inv_x,
                                            const float* inv_y, uint32_t row0, uint32_t col0, uint32_t n, uint32_t m) {
@@ -55,12 +63,19 @@ __device__ __forceinline__ void scale_tile(TileAcc& acc, const TileThread& t, co
         }
     }
     if (inv_y != nullptr) {
+        const bool inside = col0 + kTileCols <= m && (reinterpret_cast<uintptr_t>(inv_y) & 7) == 0;
+        float2 f[kThreadCols / 2];
+        if (inside) {
+#pragma unroll
+            for (int k = 0; k < kThreadCols / 2; ++k) f[k] = column_factors(t, inv_y, col0, m, true, k);
+        } else {
+#pragma unroll
+            for (int k = 0; k < kThreadCols / 2; ++k) f[k] = column_factors(t, inv_y, col0, m, false, k);
+        }
 #pragma unroll
         for (int k = 0; k < kThreadCols; ++k) {
-            const uint32_t col = col0 + t.col(k);
-            const float f = col < m ? __ldg(inv_y + col) : 1.0f;
 #pragma unroll
-            for (int i = 0; i < kThreadRows; ++i) element(acc, i, k) *= f;
+            for (int i = 0; i < kThreadRows; ++i) element(acc, i, k) *= k % 2 == 0 ? f[k / 2].x : f[k / 2].y;
         }
     }
 }

@@ -48,16 +48,18 @@ struct KeyMiner {
         join_cols(cols, thread, [](float a, float b) { return max_nan(a, b); });
     }
 
-    // Of elements that `bound` lets pass, the candidates' places: lowest column of row i.
+    // The lowest column of row i, of the thread's candidates that `bound` lets pass.
+    template <bool kAll>
     __device__ __forceinline__ uint32_t lowest_place(const TileAcc& acc, TileBits candidates, int i, float bound) const {
-        uint32_t place = ~0u;
+        uint32_t place = kThreadCols;
 #pragma unroll
         for (int k = kThreadCols - 1; k >= 0; --k) {
-            if (!(element(acc, i, k) <= bound) && (candidates >> bit_at(i, k) & 1)) place = thread.col(k);
+            if (!(element(acc, i, k) <= bound) && (kAll || (candidates >> bit_at(i, k) & 1))) place = k;
         }
-        return place;
+        return place == kThreadCols ? ~0u : thread.col(int(place));
     }
 
+    template <bool kAll>
     __device__ __forceinline__ void update_rows(const TileAcc& acc, TileBits candidates, const float (&rows)[kThreadRows],
                                                 bool neg_inf, uint32_t col0, RowBest& best) const {
         const auto beats = [&](float top, int i) {
@@ -69,7 +71,7 @@ struct KeyMiner {
             float top = max_nan(rows[i], exchange(rows[i], 1));
             top = max_nan(top, exchange(top, 2));
             const bool beaten = beats(top, i);
-            uint32_t place = lowest_place(acc, candidates, i, beaten ? lookup_bound(top) : pos_infinity());
+            uint32_t place = lowest_place<kAll>(acc, candidates, i, beaten ? lookup_bound(top) : pos_infinity());
             place = min(place, exchange(place, 1));
             place = min(place, exchange(place, 2));
             // Without a place every -infinity of the row is one that is no candidate.
@@ -81,27 +83,41 @@ struct KeyMiner {
                                                 const uint64_t (&before)[kJoinedCols], bool neg_inf, uint32_t row0,
                                                 uint32_t col0) const {
         float bound[kJoinedCols];
-        bool beaten = false;
+        bool beaten[kJoinedCols];
 #pragma unroll
         for (int h = 0; h < kJoinedCols; ++h) {
             const float top = cols[h];
             // The best that a row of this warp can do. Columns that do not exist have no candidate, but neither do others.
-            const bool beats = mining_key(top, row0 + thread.warp_row() * 16) > before[h] &&
+            beaten[h] = mining_key(top, row0 + thread.warp_row() * 16) > before[h] &&
                                (top != neg_infinity() || neg_inf) && col0 + thread.joined_col(h) < p.m;
-            bound[h] = beats ? lookup_bound(top) : pos_infinity();
-            beaten |= beats;
+            bound[h] = beaten[h] ? lookup_bound(top) : pos_infinity();
         }
-        if (!__any_sync(~0u, beaten)) return;
 #pragma unroll
-        for (int k = 0; k < kThreadCols; ++k) {
-            // Lane 4 (k % 8) + lane % 4 has column k of this lane, at k / 8.
-            const float of_col = __shfl_sync(~0u, bound[k / 8], (k % 8) * 4 + (thread.lane() & 3));
+        for (int h = 0; h < kJoinedCols; ++h) {
+            // Mostly one column is beaten, if any: of 32 columns beside each other a vote tells.
+            if (!__any_sync(~0u, beaten[h])) continue;
+            // Which elements they are, a bit each: those of column q of the eight, of row i at 8 i. Lane 4 q + lane % 4 knows.
+            const uint32_t quad = thread.lane() & 3;
+            uint32_t found = 0;
 #pragma unroll
-            for (int i = 0; i < kThreadRows; ++i) {
-                const float s = element(acc, i, k);
-                if (!(s <= of_col) && (candidates >> bit_at(i, k) & 1)) {
-                    atomicMax(col_key(col0 + thread.col(k)), mining_key(s, row0 + thread.row(i)));
+            for (int q = 0; q < 8; ++q) {
+                const float of_col = __shfl_sync(~0u, bound[h], q * 4 + quad);
+#pragma unroll
+                for (int i = 0; i < kThreadRows; ++i) {
+                    const int k = 8 * h + q;
+                    if (!(element(acc, i, k) <= of_col) && (candidates >> bit_at(i, k) & 1)) found |= 1u << (8 * i + q);
                 }
+            }
+            // Rolled up: for 64 elements one behind the other it would not fit the instruction cache beside the rest.
+#pragma unroll 1
+            while (__any_sync(~0u, found != 0)) {
+                const uint32_t at = found == 0 ? 0 : __ffs(int(found)) - 1;
+                const float top = __shfl_sync(~0u, cols[h], at % 8 * 4 + quad);  // the element's own value
+                if (found != 0) {
+                    const uint32_t col = col0 + 32 * h + at % 8 / 2 * 8 + quad * 2 + at % 2;
+                    atomicMax(col_key(col), mining_key(top, row0 + thread.row(int(at / 8))));
+                }
+                found &= found - 1;
             }
         }
     }
@@ -128,7 +144,8 @@ struct KeyMiner {
         float rows[kThreadRows];
         float cols[kThreadCols];
         maxima(acc, rows, cols);
-        update_rows(acc, bits, rows, neg_inf, col0, best);
+        if (all) update_rows<true>(acc, bits, rows, neg_inf, col0, best);
+        else update_rows<false>(acc, bits, rows, neg_inf, col0, best);
         update_cols(acc, bits, cols, before, neg_inf, row0, col0);
     }
 

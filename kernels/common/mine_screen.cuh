@@ -73,19 +73,34 @@ struct Screener {
         asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(overflow) : "l"(&p.state->overflow) : "memory");
         if (__any_sync(~0u, overflow != 0)) return;
         const TileThread thread;  // anew: beside the accumulators there is no room for what tile() has loaded
+        // Which elements reach a bound, a bit each, by code as short as it can be; then, rolled up, what each of them needs. One
+        // warp in ten comes here, and while it is here all others of its cluster wait for it: unrolled, it would not fit the
+        // instruction cache.
+        TileBits over = 0;
+#pragma unroll
+        for (int k = 0; k < kThreadCols; k += 2) {
+            const float2 bound = __ldg(reinterpret_cast<const float2*>(p.col_bound + (col0 + thread.col(k))));
+#pragma unroll
+            for (int i = 0; i < kThreadRows; ++i) {
+                if (element(acc, i, k) >= bound.x) over |= TileBits(1) << bit_at(i, k);
+                if (element(acc, i, k + 1) >= bound.y) over |= TileBits(1) << bit_at(i, k + 1);
+            }
+        }
 #pragma unroll
         for (int i = 0; i < kThreadRows; ++i) {
-            const uint32_t row = row0 + thread.row(i);
-            const float bound = __ldg(p.row_bound + row);
+            const float bound = __ldg(p.row_bound + row0 + thread.row(i));
 #pragma unroll
             for (int k = 0; k < kThreadCols; ++k) {
-                const uint32_t col = col0 + thread.col(k);
-                const float s = element(acc, i, k);
-                const bool over = s >= bound || s >= __ldg(p.col_bound + col);
-                if (!__any_sync(~0u, over)) continue;
-                // Bounds of rows and columns that do not exist are infinite, but the other one may let it pass.
-                append(over && row < p.n && col < p.m && is_candidate(row, col), row, col);
+                if (element(acc, i, k) >= bound) over |= TileBits(1) << bit_at(i, k);
             }
+        }
+#pragma unroll 1
+        while (__any_sync(~0u, over != 0)) {
+            const int bit = __ffsll(static_cast<long long>(over)) - 1;  // -1: none of this lane's is left
+            const uint32_t row = row0 + thread.row(bit / kThreadCols), col = col0 + thread.col(bit % kThreadCols);
+            // Bounds of rows and columns that do not exist are infinite, but the other one may let it pass.
+            append(bit >= 0 && row < p.n && col < p.m && is_candidate(row, col), row, col);
+            over &= over - 1;
         }
     }
 

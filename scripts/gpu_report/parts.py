@@ -13,8 +13,12 @@ import sys
 import tempfile
 import time
 
+from . import turns
+
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 REPEATS = 250
+# Tests that look at how much memory the device has left.
+ALONE = {"soak"}
 
 
 def command(words, timeout, env=None):
@@ -115,7 +119,8 @@ def test_counts(text):
 def correctness(setup, name, timeout):
     """One test binary."""
     begin = time.monotonic()
-    with setup.bundle.unpacked(name) as program:
+    among = turns.Turns(setup.turns)
+    with setup.bundle.unpacked(name) as program, among.alone() if name in ALONE else among.together():
         # Tests of one binary take turns on the device; more threads only hold more of its memory.
         code, text = command([program, "--test-threads=4"], timeout, {**setup.env, "SIMGRAD_REQUIRE_GPU": "1"})
     counts = test_counts(text) or {"passed": 0, "failed": 0, "ignored": 0, "failed_tests": []}

@@ -63,16 +63,18 @@ pub fn by_groups(kernels: &Kernels) -> bool {
 /// Calls of a step that neither wait nor copy nor allocate. Tensor maps are computed on the host.
 const HOT_CALLS: [&str; 3] = ["cuLaunchKernel", "cuCtxGetCurrent", "cuTensorMapEncodeTiled"];
 
-/// Held by a test while it uses the device: a strict capture forbids other threads most of what they might do.
+/// Held by a test while it uses the device, so that it alone changes what the device says of itself.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     // A test that failed has left nothing behind that this lock protects.
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-const STRICT: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+/// Forbids this thread whatever a capture can forbid. The global mode forbids it to all threads, and allocations of a test
+/// beside it would break the capture.
+const STRICT: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 
-/// What `enqueue` puts on the stream, captured in the mode that forbids most.
+/// What `enqueue` puts on the stream, captured in a mode that forbids waiting, copying and allocating.
 pub fn capture(stream: &Arc<CudaStream>, enqueue: impl FnOnce()) -> CudaGraph {
     stream.begin_capture(STRICT).unwrap();
     enqueue();
