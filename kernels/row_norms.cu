@@ -16,9 +16,10 @@
 //   unit, staged   T;  norms, inv, pmin, g   f32;  exponent   i32;  dx   G: T or f32
 //   Outputs must not alias anything.
 //
-// Work    one warp per row, 8 rows at a time per block; prepare_*: row i of X and row i of Y by the same warp.
+// Work    one warp per row, 8 rows at a time per block; prepare_*: row i of X and row i of Y by the same warp, which keeps both
+//         in registers up to 1024 columns: of three passes only the first one reads them.
 // Launch  grid = min(ceil(rows / 8), 1024), by the shape alone; block = 256, no dynamic shared memory.
-// Bound   memory: one read of the inputs (rows are re-read from the cache), one write of the outputs.
+// Bound   memory: one read of the inputs (longer rows are re-read from the cache), one write of the outputs.
 // Order   elements go to lanes by column, then a fixed tree. Neither alignment nor device changes a bit.
 // Needs   sm_80.
 #include "common/row.cuh"
@@ -27,6 +28,8 @@
 namespace {
 
 constexpr uint32_t kBlocks = 6;  // on a multiprocessor: 48 warps hide the latency, and no register has to be spilled
+template <typename T>
+constexpr uint32_t kPrepareBlocks = sizeof(T) == 4 ? 2 : 3;  // fewer warps, each with two rows in registers
 
 __device__ __forceinline__ float pos_infinity() { return __int_as_float(0x7f800000); }
 
@@ -100,17 +103,16 @@ __device__ __forceinline__ float staged_element(float v, const RowNorm& r, bool 
 }
 
 // Measures row i of one side and writes what is wanted of it.
-template <typename T>
-__device__ __forceinline__ RowNorm prepare_row(const PrepareSide& s, uint32_t i, uint32_t d, bool normalize) {
-    const T* x = source_row<T>(s, i);  // (d)
-    const RowNorm r = measure_row(x, d, s.aligned);
+template <typename T, bool kHeld>
+__device__ __forceinline__ RowNorm prepare_row(const PrepareSide& s, uint32_t i, const Row<T, kHeld>& row, bool normalize) {
+    const RowNorm r = measure_row(row);
     if (lane_id() == 0) {
         if (s.inv != nullptr) s.inv[i] = r.inv();
         if (s.exponent != nullptr) s.exponent[i] = r.exponent;
     }
     if (s.staged == nullptr) return r;
     T* staged = static_cast<T*>(s.staged) + i * s.staged_ld;  // (staged_ld)
-    for_each_vector(x, d, s.aligned, [&](uint32_t col, float(&v)[kVector<T>]) {
+    row.each([&](uint32_t col, float(&v)[kVector<T>]) {
 #pragma unroll
         for (uint32_t k = 0; k < kVector<T>; ++k) v[k] = staged_element<T>(v[k], r, normalize);
         // Rows are padded to whole vectors, the last of which ends with zeros.
@@ -119,16 +121,12 @@ __device__ __forceinline__ RowNorm prepare_row(const PrepareSide& s, uint32_t i,
     return r;
 }
 
-// The similarity of the pair i, from the same numbers that the tile kernels multiply.
-template <typename T>
-__device__ __forceinline__ float pair_similarity(const PrepareParams& p, uint32_t i, const RowNorm& rx,
-                                                 const RowNorm& ry) {
-    const T* x = source_row<T>(p.x, i);
-    const T* y = source_row<T>(p.y, i);
+// The similarity of a pair, from the same numbers that the tile kernels multiply.
+template <typename T, bool kHeld>
+__device__ __forceinline__ float pair_similarity(const PrepareParams& p, const Row<T, kHeld>& x, const Row<T, kHeld>& y,
+                                                 const RowNorm& rx, const RowNorm& ry) {
     float sum = 0.0f;
-    for_each_vector(x, p.d, p.x.aligned, [&](uint32_t col, const float(&a)[kVector<T>]) {
-        float b[kVector<T>];
-        load_vector(y, col, p.d, p.y.aligned, b);
+    x.each_with(y, [&](const float(&a)[kVector<T>], const float(&b)[kVector<T>]) {
 #pragma unroll
         for (uint32_t k = 0; k < kVector<T>; ++k) {
             sum = fmaf(staged_element<T>(a[k], rx, p.normalize), staged_element<T>(b[k], ry, p.normalize), sum);
@@ -139,21 +137,31 @@ __device__ __forceinline__ float pair_similarity(const PrepareParams& p, uint32_
     return sum * rx.inv() * ry.inv();
 }
 
-template <typename T>
-__device__ __forceinline__ void prepare_body(const PrepareParams& p) {
-    __shared__ float lowest[kRowsPerBlock];
-    if (blockIdx.x == 0 && p.zeroed != nullptr) {
-        for (uint32_t i = threadIdx.x; i < p.zeroed_len; i += kRowThreads) p.zeroed[i] = 0;
-    }
-    if (blockIdx.x == 0 && threadIdx.x == 0 && p.cleared != nullptr) *p.cleared = 0;
+// The smallest similarity of the pairs of this warp.
+template <typename T, bool kHeld>
+__device__ __forceinline__ float prepare_rows(const PrepareParams& p) {
     float low = pos_infinity();
     for_each_row(max(p.x.count, p.y.count), [&](uint32_t i) {
         const bool in_x = i < p.x.count, in_y = i < p.y.count;
+        // Both are under way before the first of them is looked at.
+        const Row<T, kHeld> x(in_x ? source_row<T>(p.x, i) : nullptr, in_x ? p.d : 0, p.x.aligned);
+        const Row<T, kHeld> y(in_y ? source_row<T>(p.y, i) : nullptr, in_y ? p.d : 0, p.y.aligned);
         RowNorm rx{}, ry{};
-        if (in_x) rx = prepare_row<T>(p.x, i, p.d, p.normalize);
-        if (in_y) ry = prepare_row<T>(p.y, i, p.d, p.normalize);
-        if (p.pmin != nullptr && in_x && in_y) low = fminf(low, pair_similarity<T>(p, i, rx, ry));
+        if (in_x) rx = prepare_row<T>(p.x, i, x, p.normalize);
+        if (in_y) ry = prepare_row<T>(p.y, i, y, p.normalize);
+        if (p.pmin != nullptr && in_x && in_y) low = fminf(low, pair_similarity<T>(p, x, y, rx, ry));
     });
+    return low;
+}
+
+template <typename T>
+__device__ __forceinline__ void prepare_body(const PrepareParams& p) {
+    __shared__ float lowest[kRowsPerBlock];
+    if (p.zeroed != nullptr) {
+        for (uint32_t i = blockIdx.x * kRowThreads + threadIdx.x; i < p.zeroed_len; i += gridDim.x * kRowThreads) p.zeroed[i] = 0;
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0 && p.cleared != nullptr) *p.cleared = 0;
+    float low = p.d <= kHeldColumns<T> ? prepare_rows<T, true>(p) : prepare_rows<T, false>(p);
     if (p.pmin == nullptr) return;
     if (lane_id() == 0) lowest[warp_id()] = low;
     __syncthreads();  // every warp's minimum is in place
@@ -169,7 +177,7 @@ __device__ __forceinline__ void prepare_body(const PrepareParams& p) {
         const __grid_constant__ RowNormsParams p) {                                                                  \
         row_norms_body<T>(p);                                                                                        \
     }                                                                                                                \
-    extern "C" __global__ void __launch_bounds__(kRowThreads, kBlocks) prepare_##SUFFIX(const __grid_constant__ PrepareParams p) { \
+    extern "C" __global__ void __launch_bounds__(kRowThreads, kPrepareBlocks<T>) prepare_##SUFFIX(const __grid_constant__ PrepareParams p) { \
         prepare_body<T>(p);                                                                                          \
     }
 PER_TYPE(f32, float)

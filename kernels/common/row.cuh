@@ -29,12 +29,89 @@ __device__ __forceinline__ void for_each_vector(const T* row, uint32_t d, bool a
     }
 }
 
-// Two passes over the row: the largest magnitude, then the sum of squares of the row times a power of two that brings
-// that magnitude into [1, 2). The second pass finds the row in the cache.
+// A row as a warp reads it, several times. Held, it is loaded once, all of it under way at a time; it has at most
+// kHeldColumns columns then. Neither changes which elements a lane has, or their order.
 template <typename T>
-__device__ __forceinline__ RowNorm measure_row(const T* row, uint32_t d, bool aligned) {
+constexpr uint32_t kHeldVectors = sizeof(T) == 4 ? 8 : 4;
+template <typename T>
+constexpr uint32_t kHeldColumns = kHeldVectors<T> * kWarpSize * kVector<T>;
+
+template <typename T, bool kHeld>
+class Row {
+  public:
+    __device__ __forceinline__ Row(const T* row, uint32_t d, bool aligned) : row_(row), d_(d), aligned_(aligned) {
+        if constexpr (kHeld) {
+#pragma unroll
+            for (uint32_t v = 0; v < kHeldVectors<T>; ++v) {
+                const uint32_t col = column(v);
+                if (aligned && col + kVector<T> <= d) {
+                    held_[v].bits = *reinterpret_cast<const uint4*>(row + col);
+                } else {
+                    held_[v].bits = {0, 0, 0, 0};
+#pragma unroll
+                    for (uint32_t i = 0; i < kVector<T>; ++i) {
+                        if (col + i < d) held_[v].lanes[i] = row[col + i];
+                    }
+                }
+            }
+        }
+    }
+
+    // Calls visit(col, values) for the vectors of this lane, ascending; zeros behind the last column.
+    template <typename Visit>
+    __device__ __forceinline__ void each(Visit visit) const {
+        if constexpr (kHeld) {
+#pragma unroll
+            for (uint32_t v = 0; v < kHeldVectors<T>; ++v) {
+                if (column(v) >= d_) break;
+                float values[kVector<T>];
+                get(v, values);
+                visit(column(v), values);
+            }
+        } else {
+            for_each_vector(row_, d_, aligned_, visit);
+        }
+    }
+    // The same for two rows of one length: visit(a, b).
+    template <typename Visit>
+    __device__ __forceinline__ void each_with(const Row& other, Visit visit) const {
+        if constexpr (kHeld) {
+#pragma unroll
+            for (uint32_t v = 0; v < kHeldVectors<T>; ++v) {
+                if (column(v) >= d_) break;
+                float a[kVector<T>], b[kVector<T>];
+                get(v, a);
+                other.get(v, b);
+                visit(a, b);
+            }
+        } else {
+            for_each_vector(row_, d_, aligned_, [&](uint32_t col, const float(&a)[kVector<T>]) {
+                float b[kVector<T>];
+                load_vector(other.row_, col, d_, other.aligned_, b);
+                visit(a, b);
+            });
+        }
+    }
+
+  private:
+    static __device__ __forceinline__ uint32_t column(uint32_t v) { return (v * kWarpSize + lane_id()) * kVector<T>; }
+    __device__ __forceinline__ void get(uint32_t v, float (&values)[kVector<T>]) const {
+#pragma unroll
+        for (uint32_t i = 0; i < kVector<T>; ++i) values[i] = to_f32(held_[v].lanes[i]);
+    }
+
+    const T* row_;
+    uint32_t d_;
+    bool aligned_;
+    Packed<T> held_[kHeld ? kHeldVectors<T> : 1];
+};
+
+// Two passes over the row: the largest magnitude, then the sum of squares of the row times a power of two that brings
+// that magnitude into [1, 2). The second pass finds a row that is not held in the cache.
+template <typename T, bool kHeld>
+__device__ __forceinline__ RowNorm measure_row(const Row<T, kHeld>& row) {
     uint32_t largest = 0;
-    for_each_vector(row, d, aligned, [&](uint32_t, const float(&v)[kVector<T>]) {
+    row.each([&](uint32_t, const float(&v)[kVector<T>]) {
 #pragma unroll
         for (uint32_t i = 0; i < kVector<T>; ++i) largest = max(largest, magnitude_bits(v[i]));
     });
@@ -44,7 +121,7 @@ __device__ __forceinline__ RowNorm measure_row(const T* row, uint32_t d, bool al
 
     const int exponent = kScaled<T> ? exponent_of(largest) : 0;
     float sum = 0.0f;
-    for_each_vector(row, d, aligned, [&](uint32_t, const float(&v)[kVector<T>]) {
+    row.each([&](uint32_t, const float(&v)[kVector<T>]) {
 #pragma unroll
         for (uint32_t i = 0; i < kVector<T>; ++i) {
             const float s = kScaled<T> ? scale_pow2(v[i], -exponent) : v[i];
@@ -52,6 +129,10 @@ __device__ __forceinline__ RowNorm measure_row(const T* row, uint32_t d, bool al
         }
     });
     return {sqrtf(warp_sum(sum)), exponent};
+}
+template <typename T>
+__device__ __forceinline__ RowNorm measure_row(const T* row, uint32_t d, bool aligned) {
+    return measure_row(Row<T, false>(row, d, aligned));
 }
 
 // An element of the normalised row; rows of norm 0 stay 0, and a norm that is not finite gives NaN.
