@@ -119,7 +119,7 @@ __device__ __forceinline__ void matrix_groups(const TensorMaps& maps, const Cosi
         StageAt stage;
         for (uint64_t unit = first; unit < units.count(); unit += clusters) {
             float acc[kStepTiles * kThreadElements];
-            stream.multiply_step(stage, acc);
+            stream.template multiply_step<true>(stage, acc);
             const MatrixUnits::Place at = units.place(unit);
 #pragma unroll
             for (int t = 0; t < kStepTiles; ++t) {

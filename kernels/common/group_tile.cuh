@@ -126,10 +126,15 @@ class GroupStream {
 
     // --- the threads that multiply --------------------------------------------------------------------------------------
 
-    // The products of the next step. `at` starts as {0, 0}.
+    // The products of the next step. `at` starts as {0, 0}. With kStaggered the second warpgroup begins when the first one is
+    // kStages ahead, as far as the stages let it: then the tensor cores have the work of one while the other is in its
+    // epilogue. Both at once would be done at once.
+    template <bool kStaggered>
     __device__ __forceinline__ void multiply_step(StageAt& at, float (&acc)[kStepTiles * kThreadElements]) const {
         const uint32_t group = threadIdx.x / 128;
+        const uint32_t ahead = min(uint32_t(kStages), k_steps_);
         uint32_t last = 0;
+        if (kStaggered && ahead > 0 && group == 1) asm volatile("barrier.cta.sync 2, 256;" ::: "memory");
         for (uint32_t k = 0; k < k_steps_; ++k) {
             barrier_wait(full(at.stage), at.parity);
             const uint64_t a = deep_operand(base_ + at.stage * kStageBytes + group * 64 * kRowBytes);
@@ -140,6 +145,7 @@ class GroupStream {
                 multiply_group<T, kStepCols>(acc, a + 2 * k16, b + 2 * k16, k > 0 || k16 > 0);
             }
             products_commit();
+            if (kStaggered && group == 0 && k + 1 == ahead) asm volatile("barrier.cta.arrive 2, 256;" ::: "memory");
             products_wait<1>();  // those of the step before are done
             if (k > 0) release(last);
             last = at.stage;
@@ -206,7 +212,7 @@ class RectSweep {
             for (uint32_t c = rect_.c; c < rect_.c_end; c += kStepTiles) {
                 float acc[kStepTiles * kThreadElements];
                 if (computes_) {
-                    stream_.multiply_step(at, acc);
+                    stream_.template multiply_step<!kMeets>(at, acc);
                 } else {
 #pragma unroll
                     for (int e = 0; e < kStepTiles * kThreadElements; ++e) acc[e] = 0.0f;

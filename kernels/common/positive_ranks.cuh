@@ -147,7 +147,7 @@ __device__ __forceinline__ void score_groups(const TensorMaps& maps, const Posit
         take_registers<kHolderRegisters>();
         for (StageAt stage; at.valid(); at.advance()) {
             TileAcc acc;
-            stream.multiply_step(stage, acc);
+            stream.template multiply_step<false>(stage, acc);
             score_tile(p, acc, at.r * kTile, at.c * kTileCols);
         }
     } else {
