@@ -1,9 +1,10 @@
-// ranks_hopper — ranks.cu on warpgroups, in steps of 128 x 128.
+// ranks_hopper — ranks.cu on warpgroups, in steps of 128 x 256.
 //
 // Launch  grid = (col_splits, row_splits), clusters of 2 blocks along rows, block = 384, kGroupSharedBytes of dynamic shared
 //         memory.
 // Needs   sm_90a.
 #define SIMGRAD_GROUP_TILE 128
+#define SIMGRAD_GROUP_STEP 2
 #include "common/group_tile.cuh"
 #include "common/ranks.cuh"
 

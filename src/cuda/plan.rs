@@ -151,8 +151,10 @@ pub enum SweepKernel {
     MineScreen,
     /// `mine_top_k`.
     TopK,
-    /// `ranks`, and `positive_ranks_count`.
+    /// `ranks`.
     Ranks,
+    /// `positive_ranks_count`.
+    PositiveRanks,
     /// `pairwise_stats`.
     PairwiseStats,
     /// `pairwise_weights`.
@@ -168,6 +170,7 @@ impl SweepKernel {
             Self::MineScreen => "mine_screen",
             Self::TopK => "mine_top_k",
             Self::Ranks => "ranks",
+            Self::PositiveRanks => "positive_ranks",
             Self::PairwiseStats => "pairwise_stats",
             Self::PairwiseWeights => "pairwise_weights",
         }
@@ -176,7 +179,7 @@ impl SweepKernel {
     /// The schemes that it is written in. [`Scheme::WarpMma`] is always one.
     pub const fn schemes(self) -> &'static [Scheme] {
         match self {
-            Self::CosineMatrix | Self::Mine | Self::Ranks => {
+            Self::CosineMatrix | Self::Mine | Self::Ranks | Self::PositiveRanks => {
                 &[Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall]
             }
             Self::TopK => &[Scheme::WarpMma, Scheme::GroupMmaSmall],
@@ -187,7 +190,7 @@ impl SweepKernel {
 
     /// Whether its epilogue leaves registers for tiles of 256 columns.
     const fn is_light(self) -> bool {
-        matches!(self, Self::Mine | Self::MineScreen | Self::CosineMatrix)
+        matches!(self, Self::Mine | Self::MineScreen | Self::CosineMatrix | Self::Ranks)
     }
 
     fn has(self, scheme: Scheme) -> bool {

@@ -231,12 +231,12 @@ pub unsafe fn positive_ranks_raw(kernels: &Kernels, stream: &CudaStream, a: &Raw
     let base = a.workspace.ptr;
     let operands = [plan.prepare.x(base), plan.prepare.y(base)];
     let shape = SweepShape { batch: 1, n, m, d: a.x.cols, dtype: a.x.dtype };
-    let count = tile_plan(kernels, SweepKernel::Ranks, shape);
+    let count = tile_plan(kernels, SweepKernel::PositiveRanks, shape);
     // Of the same engine: the scores have to have the same bits as what is counted.
     let scheme = if count.scheme == Scheme::GroupMma { Scheme::GroupMmaSmall } else { count.scheme };
     let score = SweepPlan {
         grid: (tiles(n) as u32, count.splits.cols as u32, 1),
-        ..SweepPlan::of_scheme(scheme, SweepKernel::Ranks, shape, count.device)
+        ..SweepPlan::of_scheme(scheme, SweepKernel::PositiveRanks, shape, count.device)
     };
     let params = kernel_params(a, &plan, operands, count.splits);
     // Fewer than 2^31 pairs and 2^32 queries make fewer than 2^30 blocks.

@@ -26,7 +26,7 @@ const OP: &str = "ranks";
 pub(super) const RANKS: TileKernel = TileKernel {
     warp: ["ranks_f32", "ranks_f16", "ranks_bf16"],
     group: ["ranks_hopper_f16", "ranks_hopper_bf16"],
-    step: 1,
+    step: 2,
     small: ["ranks_small_hopper_f16", "ranks_small_hopper_bf16"],
 };
 
