@@ -72,18 +72,18 @@ __device__ __forceinline__ void put_layouts(Writer& w) {
     {
         using S = InvertSide;
         w.put(sizeof(S));
-        F(target) F(list) F(spare) F(offsets) F(targets) F(pad_)
+        F(target) F(list) F(spare) F(offsets) F(counts) F(targets) F(passes)
     }
     {
         using S = InvertParams;
         w.put(sizeof(S));
-        F(x) F(y) F(x_target) F(y_target) F(rows) F(cols) F(report) F(count) F(pad_)
+        F(x) F(y) F(x_target) F(y_target) F(rows) F(cols) F(report) F(count) F(chunk) F(pass) F(pad_)
     }
     {
         using S = GatherSide;
         w.put(sizeof(S));
         F(own) F(other) F(own_inv) F(own_exponent) F(other_inv) F(out) F(diagonal) F(negative) F(coefficient)
-        F(offsets) F(list) F(source) F(weight) F(own_ld) F(other_ld) F(out_ld) F(rows) F(out_aligned)
+        F(offsets) F(list) F(source) F(weight) F(hubs) F(own_ld) F(other_ld) F(out_ld) F(rows) F(out_aligned)
     }
     {
         using S = GatherParams;
@@ -336,6 +336,12 @@ __device__ __forceinline__ void put_constants(Writer& w) {
     w.put(kRowsPerBlock);
     w.put(kRowThreads);
     w.put(kInvertThreads);
+    w.put(kIndexDigits);
+    w.put(kIndexTile);
+    w.put(kIndexBlocks);
+    w.put(kHubEntries);
+    w.put(kHubColumns);
+    w.put(kHubThreads);
     w.put(kGatherThreads);
     w.put(kGatherColumns);
     w.put(kGoalAnchors);

@@ -108,7 +108,8 @@ where
     let bytes = mined_triplet_workspace_bytes(n, m, d, T::DTYPE, objective, Normalization::None).unwrap();
     let mut out = Out::new(&stream, [n, m, d], bytes);
     let graph = capture(&stream, || out.enqueue((kernels, &stream), &x, &y, objective, &options).unwrap());
-    assert!(kernel_nodes(&graph) <= 9);
+    // Few weights are sorted by one block per side.
+    assert!(kernel_nodes(&graph) <= if n.min(m) * (1 + 2 * objective.k) <= 2048 { 9 } else { 12 });
     let check = |out: &Out| {
         let (report, dx, dy) = out.read(&stream);
         let close = |got: f64, want: f64| assert!((got - want).abs() <= 1e-12 * want.abs(), "{got} {want}");

@@ -146,6 +146,71 @@ fn integers_are_exact() {
     });
 }
 
+/// Enough triples that a row has more than blocks of their own are given for; one column, less than whole vectors, more than
+/// a block of the other rows has threads for.
+const HUBS: [(usize, usize, usize, usize); 3] = [(5, 7, 1, 9000), (3, 40, 75, 8193), (2, 2, 2059, 8192)];
+
+#[test]
+fn rows_with_many_triples() {
+    on_every_backend(|backend| {
+        let shapes = if is_cuda(backend) && !full() { &HUBS[..2] } else { &HUBS[..] };
+        for (at, &shape) in shapes.iter().enumerate() {
+            for_each_gradient!(backend, cell(at, shape));
+            for_each_gradient!(backend, integers_cell(shape));
+        }
+    });
+}
+
+/// Weights that rows of one column with the value 1 add up, as f32 adds them in the order of the triples.
+fn sums_in_order(targets: usize, of: &[i32], other: &[i32], others: usize, values: &[f32]) -> Vec<f32> {
+    let mut sums = vec![0.0f32; targets];
+    for ((&t, &o), value) in of.iter().zip(other).zip(values) {
+        if let (Ok(t), Ok(o)) = (usize::try_from(t), usize::try_from(o)) {
+            if t < targets && o < others {
+                sums[t] += value;
+            }
+        }
+    }
+    sums
+}
+
+/// Enough triples that many blocks sort them: some out of range, a row with a third of them, and pairs of equal ones far
+/// apart. Every sum has the bits of its terms in their order.
+#[test]
+fn many_triples_are_added_in_their_order() {
+    let mut shapes = vec![(3, 2000, 2049), (513, 511, 6000), (1, 1, 5000), (700, 1, 4096)];
+    // More than 64 blocks have a tile for; three digits.
+    shapes.push((40_000, 7, 131_073));
+    if full() {
+        shapes.extend([(263_000, 600, 20_000), (1000, 1000, 600_001)]);
+    }
+    on_every_backend(|backend| {
+        for (at, &(n, m, count)) in shapes.iter().enumerate() {
+            let mut rng = Rng::new(at as u64);
+            let mut w = triples(at as u64, n, m, count, false);
+            for k in (0..count).step_by(37) {
+                let (side, beyond) = [(&mut w.rows, n), (&mut w.cols, m)].into_iter().nth(k % 2).expect("a side");
+                side[k] = [-1, beyond as i32, i32::MIN, i32::MAX][rng.below(4)];
+            }
+            let left_out = count.div_ceil(37) as u32;
+            let values: Vec<f32> = w.values.iter().map(|&v| v as f32).collect();
+            let (x, y) =
+                (Matrix::<f32>::new(&vec![1.0; n], n, 1, TIGHT), Matrix::<f32>::new(&vec![1.0; m], m, 1, TIGHT));
+            let (mut dx, mut dy) = (Matrix::<f32>::poisoned(n, 1, TIGHT), Matrix::<f32>::poisoned(m, 1, TIGHT));
+            let given = WeightTriples { rows: &w.rows, cols: &w.cols, values: &values };
+            let options = GradOptions { normalization: Normalization::None, ..GradOptions::default() };
+            let report = backend
+                .weighted_grad(x.view(), y.view(), &given, &options, dx.view_mut(), dy.view_mut())
+                .expect("weighted_grad");
+            let name = format!("{} {n} {m} {count}", backend.name());
+            assert_eq!((report.bad_index, report.overflow), (left_out, 0), "{name}");
+            let want = [sums_in_order(n, &w.rows, &w.cols, m, &values), sums_in_order(m, &w.cols, &w.rows, n, &values)];
+            assert!(bits_equal(&dx.elements(), &want[0]), "{name} dX");
+            assert!(bits_equal(&dy.elements(), &want[1]), "{name} dY");
+        }
+    });
+}
+
 /// Triples that point outside are counted and change nothing.
 fn bad_index_cell<T: Element, G: GradientOf<T>>(backend: &Backend) {
     let (n, m, d) = (9, 6, 11);

@@ -111,10 +111,13 @@ __device__ __forceinline__ void radix_pass(const TargetMap& map, const uint32_t*
 
 constexpr uint32_t kShortGap = 4;  // targets that a thread fills in by itself
 
-// offsets[t] = number of sorted entries with a key below t. Each thread looks at one place of the list and fills in the
-// targets that begin there; the warp shares the work of long gaps.
-__device__ __forceinline__ void fill_offsets(const TargetMap& map, const uint32_t* list, uint32_t* offsets) {
-    for (uint64_t base = threadIdx.x - lane_id(); base <= map.count; base += blockDim.x) {
+// store(t, number of sorted entries with a key below t) for every t up to `targets`, by `threads` threads of which this is
+// number `thread`. Each looks at one place of the list and fills in the targets that begin there; the warp shares the work of
+// long gaps.
+template <typename Store>
+__device__ __forceinline__ void fill_offsets(const TargetMap& map, const uint32_t* list, uint32_t thread, uint32_t threads,
+                                             Store store) {
+    for (uint64_t base = thread - lane_id(); base <= map.count; base += threads) {
         const uint64_t place = base + lane_id();
         // Targets first ... end - 1 begin at this place.
         uint32_t first = 0, end = 0;
@@ -124,13 +127,13 @@ __device__ __forceinline__ void fill_offsets(const TargetMap& map, const uint32_
         }
         const bool is_long = end - first > kShortGap;
         if (!is_long) {
-            for (uint32_t t = first; t < end; ++t) offsets[t] = uint32_t(place);
+            for (uint32_t t = first; t < end; ++t) store(t, uint32_t(place));
         }
         for (uint32_t gaps = __ballot_sync(kFullWarp, is_long); gaps != 0; gaps &= gaps - 1) {
             const uint32_t lane = __ffs(gaps) - 1;
             const uint32_t from = __shfl_sync(kFullWarp, first, lane);
             const uint32_t to = __shfl_sync(kFullWarp, end, lane);
-            for (uint32_t t = from + lane_id(); t < to; t += kWarpSize) offsets[t] = uint32_t(base + lane);
+            for (uint32_t t = from + lane_id(); t < to; t += kWarpSize) store(t, uint32_t(base + lane));
         }
     }
 }
@@ -147,5 +150,5 @@ __device__ __forceinline__ void invert(const TargetMap& map, uint32_t* list, uin
         radix_pass(map, from, to, kDigitBits * pass, scratch);
         from = to;
     }
-    fill_offsets(map, list, offsets);
+    fill_offsets(map, list, threadIdx.x, blockDim.x, [&](uint32_t t, uint32_t place) { offsets[t] = place; });
 }

@@ -3,6 +3,12 @@
 #include <stdint.h>
 
 constexpr uint32_t kInvertThreads = 512;  // enough warps to hide most of the latency of one block's scattered accesses
+constexpr uint32_t kIndexDigits = 512;    // values of a digit of the sort by many blocks, and threads of their blocks
+constexpr uint32_t kIndexTile = 2048;     // entries that such a block holds at a time: four per thread
+constexpr uint32_t kIndexBlocks = 64;     // per side at most: both sides' blocks fit on a device at a time
+constexpr uint32_t kHubEntries = 2048;    // of a row, from which on blocks of their own add them up, some columns each
+constexpr uint32_t kHubColumns = 64;      // of such a block
+constexpr uint32_t kHubThreads = 256;
 constexpr uint32_t kGatherThreads = 256;  // at most
 constexpr uint32_t kGatherColumns = 8;    // of a thread: one 16-byte access of 16-bit elements, two of f32
 
@@ -12,10 +18,11 @@ struct InvertSide {
     uint32_t* list;         // (count)
     uint32_t* spare;        // (count)
     uint32_t* offsets;      // (targets + 1)
+    uint32_t* counts;       // (passes, blocks, kIndexDigits) entries per pass, block and digit; not of one block
     uint32_t targets;
-    uint32_t pad_;
+    uint32_t passes;        // of the sort by many blocks
 };
-static_assert(sizeof(InvertSide) == 40, "keep in step with src/cuda/weighted_grad.rs");
+static_assert(sizeof(InvertSide) == 48, "keep in step with src/cuda/weighted_grad.rs");
 
 struct InvertParams {
     InvertSide x;
@@ -26,9 +33,11 @@ struct InvertParams {
     const int32_t* cols;  // (count)
     uint32_t* report;     // (2): triples left out, overflow (set to 0)
     uint32_t count;
+    uint32_t chunk;       // of many blocks: consecutive entries of one, a multiple of kIndexTile
+    uint32_t pass;        // of weighted_grad_place
     uint32_t pad_;
 };
-static_assert(sizeof(InvertParams) == 128, "keep in step with src/cuda/weighted_grad.rs");
+static_assert(sizeof(InvertParams) == 152, "keep in step with src/cuda/weighted_grad.rs");
 
 // The gradient of one matrix: of row t, sum over its terms of coefficient times row of the other matrix.
 struct GatherSide {
@@ -45,13 +54,15 @@ struct GatherSide {
     const uint32_t* list;      // entries of the inverse index
     const int32_t* source;     // entry -> row of the other matrix; null: the same number
     const float* weight;       // entry -> coefficient
+    float* hubs;               // (entries / kHubEntries, width) sums of the rows with many entries, which have no other terms;
+                               // width is d up to whole steps of a block of weighted_grad_*; null: there are no such sums
     int64_t own_ld;
     int64_t other_ld;
     int64_t out_ld;
     uint32_t rows;
     uint32_t out_aligned;      // 1 if every row of out starts on a 16-byte boundary
 };
-static_assert(sizeof(GatherSide) == 144, "keep in step with src/cuda/weighted_grad.rs");
+static_assert(sizeof(GatherSide) == 152, "keep in step with src/cuda/weighted_grad.rs");
 
 struct GatherParams {
     GatherSide x;
@@ -63,4 +74,4 @@ struct GatherParams {
     uint32_t pairs;         // rows t < pairs have a diagonal
     uint32_t accumulate;    // 1: added to out
 };
-static_assert(sizeof(GatherParams) == 320, "keep in step with src/cuda/weighted_grad.rs");
+static_assert(sizeof(GatherParams) == 336, "keep in step with src/cuda/weighted_grad.rs");

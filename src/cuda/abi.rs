@@ -9,6 +9,7 @@ use super::goal_detail;
 use super::goal_params::{GoalParams, GoalSide, ObjectiveParams, ReportPart};
 use super::goal_plan;
 use super::goal_small::{self, GoalSmallParams};
+use super::inverse_index::{self, InvertParams, InvertSide};
 use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::memory_bank::BankPushParams;
@@ -31,7 +32,6 @@ use super::ranks::RanksParams;
 use super::row_norms::{NormalizeBackwardParams, RowNormsParams};
 use super::sweep::{MineMergeParams, Select, Stats};
 use super::top_k_params::{self, TopKMergeParams, TopKParams, TopKSide};
-use super::weighted_grad::{self, InvertParams, InvertSide};
 use crate::error::Result;
 use crate::mined_triplet::MinedTripletReport;
 use crate::objective::Objective;
@@ -176,7 +176,13 @@ fn constants() -> Vec<u32> {
     let mut out = vec![
         prepare::ROWS_PER_BLOCK as u32,
         prepare::BLOCK,
-        weighted_grad::INVERT_THREADS,
+        inverse_index::INVERT_THREADS,
+        inverse_index::DIGITS as u32,
+        inverse_index::TILE as u32,
+        inverse_index::BLOCKS as u32,
+        gather::HUB_ENTRIES as u32,
+        gather::HUB_COLUMNS as u32,
+        gather::HUB_THREADS,
         gather::MAX_THREADS as u32,
         gather::COLUMNS as u32,
         goal_plan::ANCHORS as u32,

@@ -5,7 +5,7 @@ use cudarc::driver::CudaStream;
 use super::descriptor::{RawBuf, RawMat};
 use super::kernels::Kernels;
 use super::launch::{launch, params};
-use super::prepare::{Operand, rows_aligned};
+use super::prepare::{Operand, by_dtype, rows_aligned};
 use super::row_norms::{GradientKernels, gradient_kernel};
 use crate::dtype::DType;
 use crate::error::Result;
@@ -26,7 +26,7 @@ pub(super) const KERNELS: GradientKernels = GradientKernels {
 params! {
     /// Twin of the struct in `kernels/params/weighted_grad.h`.
     #[derive(Default)]
-    GatherSide: 144 {
+    GatherSide: 152 {
         own: u64,
         other: u64,
         own_inv: u64,
@@ -40,6 +40,7 @@ params! {
         list: u64,
         source: u64,
         weight: u64,
+        hubs: u64,
         own_ld: i64,
         other_ld: i64,
         out_ld: i64,
@@ -50,7 +51,7 @@ params! {
 
 params! {
     /// Twin of the struct in `kernels/params/weighted_grad.h`.
-    GatherParams: 320 {
+    GatherParams: 336 {
         x: GatherSide,
         y: GatherSide,
         upstream: u64,
@@ -94,6 +95,8 @@ pub(crate) struct Terms {
     /// Row and coefficient of an entry; no row: the entry's own number.
     pub source: u64,
     pub weight: u64,
+    /// Sums of the rows with many entries, which have no other terms.
+    pub hubs: u64,
 }
 
 /// Everything that the sums are made from.
@@ -110,8 +113,35 @@ pub(crate) struct Gather {
     pub write: WriteMode,
     /// Rows below this have a diagonal.
     pub pairs: usize,
+    /// Entries of each inverse index, where the rows with many of them are summed first.
+    pub entries: usize,
     /// Counter of gradient elements that became infinite by rounding.
     pub overflow: u64,
+}
+
+/// Entries of a row from which on blocks of their own add them up; `kHubEntries` there.
+pub(crate) const HUB_ENTRIES: usize = 2048;
+/// Columns of such a block; `kHubColumns` there.
+pub(crate) const HUB_COLUMNS: usize = 64;
+/// Threads of it; `kHubThreads` there.
+pub(crate) const HUB_THREADS: u32 = 256;
+const HUBS: [&str; 3] = ["weighted_grad_hubs_f32", "weighted_grad_hubs_f16", "weighted_grad_hubs_bf16"];
+
+/// Columns of the sums of rows with many entries: `d` up to whole steps of the blocks that use them.
+pub(crate) fn hub_width(d: usize) -> usize {
+    d.next_multiple_of(threads(d) as usize * COLUMNS)
+}
+
+/// Sums of a side with so many entries of its inverse index. A list of [`HUB_ENTRIES`] contains a place whose number is a
+/// multiple of that, which is its own. With fewer entries than several lists of that length, no list is worth a launch.
+pub(crate) fn hub_sums(entries: usize) -> usize {
+    if entries < 4 * HUB_ENTRIES { 0 } else { entries.div_ceil(HUB_ENTRIES) }
+}
+
+/// Kernel and grid for them, if there can be any.
+pub(crate) fn hub_launch(dtype: DType, d: usize, entries: usize) -> Option<(&'static str, (u32, u32, u32))> {
+    let blocks = hub_sums(entries) * (hub_width(d) / HUB_COLUMNS);
+    (blocks > 0).then(|| (by_dtype(dtype, HUBS), (blocks as u32, 2, 1)))
 }
 
 /// Whether the gradient may be of this type.
@@ -136,6 +166,7 @@ impl Gather {
             list: terms.list,
             source: terms.source,
             weight: terms.weight,
+            hubs: terms.hubs,
             own_ld: own.row_stride as i64,
             other_ld: other.row_stride as i64,
             out_ld: out.row_stride as i64,
@@ -158,7 +189,7 @@ impl Gather {
         }
     }
 
-    /// Enqueues the kernel, if there is a row to write.
+    /// Enqueues the kernels, if there is a row to write.
     ///
     /// # Safety
     /// All addresses are valid on the stream's device for the extents that `kernels/params/weighted_grad.h` states.
@@ -169,8 +200,14 @@ impl Gather {
             return Ok(());
         }
         let name = gradient_kernel(self.op, "dx", self.dtype, x.dtype, &KERNELS)?;
+        let params = self.params();
         // SAFETY: by the caller's promise; the extents fit the grid, their sum was checked.
-        unsafe { launch(kernels, stream, name, (rows as u32, 1, 1), threads(x.cols), 0, &self.params()) }
+        unsafe {
+            if let Some((hubs, grid)) = hub_launch(self.dtype, x.cols, self.entries) {
+                launch(kernels, stream, hubs, grid, HUB_THREADS, 0, &params)?;
+            }
+            launch(kernels, stream, name, (rows as u32, 1, 1), threads(x.cols), 0, &params)
+        }
     }
 }
 
@@ -182,6 +219,15 @@ pub(crate) fn threads(d: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_long_list_has_a_sum_and_whole_blocks_for_it() {
+        assert_eq!([0, 8191, 8192, 8193, 131_072].map(hub_sums), [0, 0, 4, 5, 64]);
+        assert_eq!([1, 256, 257, 1024, 2048, 2049].map(hub_width), [256, 256, 512, 1024, 2048, 4096]);
+        let launch = hub_launch(DType::F16, 1000, 8193);
+        assert_eq!(launch, Some(("weighted_grad_hubs_f16", (5 * 1024 / 64, 2, 1))));
+        assert_eq!(hub_launch(DType::F16, 1000, 8191), None);
+    }
 
     #[test]
     fn a_block_has_whole_warps_and_at_most_its_limit() {

@@ -359,6 +359,7 @@ impl Step<'_> {
             list: at(other.list),
             source: 0,
             weight: at(other.negative),
+            hubs: 0,
         }
     }
 
@@ -381,6 +382,7 @@ impl Step<'_> {
             factor: (f64::from(factor) * reduction) as f32,
             write: self.a.write,
             pairs: self.a.x.rows,
+            entries: 0,
             overflow: self.a.report.ptr + std::mem::offset_of!(StepReport, overflow) as u64,
         }
     }

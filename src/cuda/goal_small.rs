@@ -29,7 +29,7 @@ pub(super) const KERNELS: GradientKernels = GradientKernels {
 
 params! {
     /// Twin of the struct in `kernels/params/goal_small.h`.
-    GoalSmallParams: 696 {
+    GoalSmallParams: 712 {
         goal: GoalParams,
         gather: GatherParams,
         pairs: u32,

@@ -292,6 +292,12 @@ pub(crate) const IMAGES: &[Image] = &[
         "weighted_grad",
         [
             "weighted_grad_invert",
+            "weighted_grad_count",
+            "weighted_grad_place",
+            "weighted_grad_offsets",
+            "weighted_grad_hubs_f32",
+            "weighted_grad_hubs_f16",
+            "weighted_grad_hubs_bf16",
             "weighted_grad_f32_f32",
             "weighted_grad_f16_f16",
             "weighted_grad_f16_f32",

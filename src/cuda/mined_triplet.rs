@@ -5,6 +5,7 @@ use cudarc::driver::CudaStream;
 use super::descriptor::{Named, RawBuf, RawMat, check_disjoint, check_extent};
 use super::gather::{Gather, RawUpstream, check_gradient_type};
 use super::goal_plan::RawGroups;
+use super::inverse_index::{InvertParams, SidePlan};
 use super::kernels::Kernels;
 use super::launch::{launch, params};
 use super::mine::{check_groups, check_optional};
@@ -12,7 +13,6 @@ use super::prepare::Wants;
 use super::row_norms::same_dtype;
 use super::scope::Scope;
 use super::top_k::{self, RawSelected, RawTopK};
-use super::weighted_grad::{INVERT_THREADS, InvertParams, SidePlan};
 use super::workspace::{Layout, Region};
 use crate::check;
 use crate::dtype::DType;
@@ -161,7 +161,7 @@ impl Plan {
             cols: SelectedPlan::new(&mut layout, m, k)?,
             triples: [layout.take::<i32>(&[places])?, layout.take::<i32>(&[places])?, layout.take::<f32>(&[places])?],
             places,
-            sides: [SidePlan::new(&mut layout, n, places)?, SidePlan::new(&mut layout, m, places)?],
+            sides: [SidePlan::new(&mut layout, [n, x.cols], places)?, SidePlan::new(&mut layout, [m, x.cols], places)?],
             parts: layout.take::<MinedTripletPart>(&[blocks])?,
             blocks,
             unread: layout.take::<u32>(&[2])?,
@@ -173,7 +173,8 @@ impl Plan {
 /// Bytes of workspace that [`mined_triplet_step`](super::mined_triplet_step) needs for `x` (`n × d`) and `y` (`m × d`) of type
 /// `dtype`, whatever the alignment of the operands. Host arithmetic only. Of `objective` `k`, `skip` and the pick matter: what
 /// [`mine_top_k`](super::mine_top_k_workspace_bytes) takes, 8 bytes per anchor and negative, and 36 per place for a weight, of
-/// which each pair has `1 + 2 k`.
+/// which each pair has `1 + 2 k`; for more than 2048 places 4 to 8 more for the most of them, and from
+/// 8192 on a row of f32 per side for every 2048 of them.
 ///
 /// # Errors
 /// [`Error::TooLarge`](crate::Error::TooLarge), [`Error::InvalidOption`](crate::Error::InvalidOption) for `k` and `skip`.
@@ -311,6 +312,7 @@ impl Step<'_> {
             factor: (f64::from(factor) * self.factor()) as f32,
             write: a.write,
             pairs: 0,
+            entries: self.plan.places,
             overflow: a.report.ptr + std::mem::offset_of!(MinedTripletReport, overflow) as u64,
         }
     }
@@ -337,7 +339,7 @@ pub unsafe fn mined_triplet_step_raw(kernels: &Kernels, stream: &CudaStream, a: 
         top_k::enqueue(kernels, stream, &step.mining(&rules), &plan.mining)?;
         launch(kernels, stream, "mined_triplet_weigh", grid, THREADS, 0, &weigh)?;
         launch(kernels, stream, "mined_triplet_finish", (1, 1, 1), THREADS, 0, &weigh)?;
-        launch(kernels, stream, "weighted_grad_invert", (2, 1, 1), INVERT_THREADS, 0, &step.invert())?;
+        step.invert().launch(kernels, stream)?;
         step.gather().launch(kernels, stream)
     }
 }

@@ -17,8 +17,9 @@ use crate::mined_triplet::{MinedTriplet, MinedTripletReport};
 /// The meaning is that of [`cpu::mined_triplet_step`](crate::cpu::mined_triplet_step). `dx` has the shape of `x`, `dy` that of
 /// `y`; `report` has one element, `workspace`
 /// [`mined_triplet_workspace_bytes`](super::mined_triplet_workspace_bytes) bytes, whose contents do not matter before and mean
-/// nothing after. Enqueues at most 9 kernels; the similarities are never stored; allocates nothing, does not synchronise, reads
-/// nothing back; can be captured. Bitwise the same from run to run. If a launch is refused, `dx` and `dy` are unchanged.
+/// nothing after. Enqueues at most 9 kernels where the pairs, times `1 + 2 k`, are at most 2048, and at most 12 beyond, one more
+/// from four times that many on, from 2¹⁸ rows on and from 2²⁷; the similarities are never stored; allocates nothing, does not synchronise, reads nothing back;
+/// can be captured. Bitwise the same from run to run. If a launch is refused, `dx` and `dy` are unchanged.
 ///
 /// # Errors
 /// Those of the CPU, [`Error::TooShort`](crate::Error::TooShort), [`Error::DeviceMismatch`](crate::Error::DeviceMismatch)

@@ -35,6 +35,7 @@ mod host_mining;
 mod host_pairwise;
 mod host_top_k;
 mod image;
+mod inverse_index;
 mod kernels;
 mod launch;
 mod memory_bank;

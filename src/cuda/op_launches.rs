@@ -8,6 +8,7 @@ use super::goal::THREADS;
 use super::goal_params::stats_of;
 use super::goal_plan::{KEYS, TICKETS, blocks, goal_step_workspace_bytes};
 use super::goal_small;
+use super::inverse_index::index_launches;
 use super::op_plan::{Arithmetic, Floor, Plan, PlannedLaunch};
 use super::plan::{PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape, TILE, tiles};
 use super::prepare::{BLOCK, Prepare, Wants, by_dtype};
@@ -15,7 +16,7 @@ use super::row_norms::gradient_kernel;
 use super::split::{SPLIT, Split, choice, splits};
 use super::sweep::{MINE, MINE_STATS, Select, Stats, collected, key_words, sweep_plan_on};
 use super::tile_kernel::tile_plan_on;
-use super::weighted_grad::{INVERT_THREADS, weighted_grad_workspace_bytes};
+use super::weighted_grad::weighted_grad_workspace_bytes;
 use super::workspace::Layout;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -353,11 +354,17 @@ impl Plan {
         let (count, lines) = (triples as f64, inputs.lines());
         let mut launches = Vec::new();
         inputs.prepared(&mut launches, &prepare);
-        // Of both sides target, list, a spare list and offsets, which it reads as well; from rows and columns of the triples.
-        let invert = [32.0 * count, 24.0 * count + 4.0 * lines];
-        launches.push(inputs.simple("weighted_grad_invert", (2, 1, 1), INVERT_THREADS, invert));
+        for of in index_launches([n, m], triples) {
+            let traffic = of.traffic([n, m], triples);
+            launches.push(inputs.simple(of.kernel, of.grid, of.threads, traffic));
+        }
         let results = lines * d as f64 * gradient.size() as f64;
         if n + m > 0 {
+            if let Some((kernel, grid)) = gather::hub_launch(dtype, d, triples) {
+                // Without a row of many triples: a place of each list, its row, and where that begins and ends.
+                let read = 2.0 * 16.0 * gather::hub_sums(triples) as f64;
+                launches.push(inputs.simple(kernel, grid, gather::HUB_THREADS, [read, 0.0]));
+            }
             // Norms and offsets per line; both lists, rows, columns and weights of the triples.
             let read = inputs.operands() + 12.0 * lines + 20.0 * count;
             launches.push(inputs.simple(kernel, ((n + m) as u32, 1, 1), gather::threads(d), [read, results]));

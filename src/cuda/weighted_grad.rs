@@ -3,14 +3,14 @@
 use cudarc::driver::{CudaStream, CudaView, CudaViewMut};
 
 use super::descriptor::{Named, RawBuf, RawMat, check_disjoint, check_extent};
-use super::gather::{Gather, RawUpstream, Terms, check_gradient_type};
+use super::gather::{Gather, RawUpstream, check_gradient_type};
+use super::inverse_index::{InvertParams, SidePlan};
 use super::kernels::Kernels;
-use super::launch::{launch, params};
 use super::prepare::{Prepare, Wants};
 use super::row_norms::same_dtype;
 use super::scope::Scope;
 use super::tensor::{Binder, DeviceElement, DeviceMat, DeviceMatMut};
-use super::workspace::{Layout, Region};
+use super::workspace::Layout;
 use crate::check;
 use crate::dtype::{DType, GradientOf};
 use crate::error::Result;
@@ -18,36 +18,6 @@ use crate::options::{Normalization, WriteMode};
 use crate::outputs::GradReport;
 
 const OP: &str = "weighted_grad";
-
-/// Threads of the block that inverts one side; `kInvertThreads` in `kernels/params/weighted_grad.h`.
-pub(crate) const INVERT_THREADS: u32 = 512;
-
-params! {
-    /// Twin of the struct in `kernels/params/weighted_grad.h`.
-    InvertSide: 40 {
-        target: u64,
-        list: u64,
-        spare: u64,
-        offsets: u64,
-        targets: u32,
-        pad_: u32,
-    }
-}
-
-params! {
-    /// Twin of the struct in `kernels/params/weighted_grad.h`.
-    InvertParams: 128 {
-        x: InvertSide,
-        y: InvertSide,
-        x_target: u64,
-        y_target: u64,
-        rows: u64,
-        cols: u64,
-        report: u64,
-        count: u32,
-        pad_: u32,
-    }
-}
 
 /// Arguments of [`raw::weighted_grad`](super::raw::weighted_grad).
 #[derive(Clone, Copy, Debug)]
@@ -78,64 +48,6 @@ pub struct RawWeightedGrad {
     pub workspace: RawBuf,
 }
 
-impl InvertParams {
-    /// For `count` triples with the addresses `rows` and `cols`, and a report of two words at `report`.
-    pub(super) fn new(
-        [x, y]: [&SidePlan; 2],
-        base: u64,
-        [n, m]: [usize; 2],
-        [rows, cols, report]: [u64; 3],
-        count: usize,
-    ) -> Self {
-        Self {
-            x: x.params(base, n),
-            y: y.params(base, m),
-            x_target: x.target.at(base),
-            y_target: y.target.at(base),
-            rows,
-            cols,
-            report,
-            count: count as u32,
-            pad_: 0,
-        }
-    }
-}
-
-/// One side of the inverse index in the workspace.
-pub(super) struct SidePlan {
-    target: Region,
-    list: Region,
-    spare: Region,
-    offsets: Region,
-}
-
-impl SidePlan {
-    pub(super) fn new(layout: &mut Layout, targets: usize, count: usize) -> Result<Self> {
-        Ok(Self {
-            target: layout.take::<i32>(&[count])?,
-            list: layout.take::<u32>(&[count])?,
-            spare: layout.take::<u32>(&[count])?,
-            offsets: layout.take::<u32>(&[targets + 1])?,
-        })
-    }
-
-    fn params(&self, base: u64, targets: usize) -> InvertSide {
-        InvertSide {
-            target: self.target.at(base),
-            list: self.list.at(base),
-            spare: self.spare.at(base),
-            offsets: self.offsets.at(base),
-            targets: targets as u32,
-            pad_: 0,
-        }
-    }
-
-    /// The terms of this side's rows: rows of the other side and weights at these addresses.
-    pub(super) fn terms(&self, base: u64, source: u64, weight: u64) -> Terms {
-        Terms { offsets: self.offsets.at(base), list: self.list.at(base), source, weight, ..Terms::default() }
-    }
-}
-
 /// Where everything lies in the workspace.
 struct Plan {
     prepare: Prepare,
@@ -148,7 +60,8 @@ impl Plan {
         let mut layout = Layout::new(OP);
         let wants = Wants { norms: normalization == Normalization::L2, any_layout, ..Wants::default() };
         let prepare = Prepare::plan(&mut layout, OP, [&(*x).into(), &(*y).into()], normalization, &wants)?;
-        let sides = [SidePlan::new(&mut layout, x.rows, triples)?, SidePlan::new(&mut layout, y.rows, triples)?];
+        let side = |layout: &mut Layout, of: &RawMat| SidePlan::new(layout, [of.rows, of.cols], triples);
+        let sides = [side(&mut layout, x)?, side(&mut layout, y)?];
         Ok(Self { prepare, sides, bytes: layout.total() })
     }
 }
@@ -216,7 +129,7 @@ pub unsafe fn weighted_grad_raw(kernels: &Kernels, stream: &CudaStream, a: &RawW
     let base = a.workspace.ptr;
     let [x, y] = &plan.sides;
     let addresses = [a.rows.ptr, a.cols.ptr, a.report.ptr];
-    let invert = InvertParams::new([x, y], base, [a.x.rows, a.y.rows], addresses, a.rows.len);
+    let index = InvertParams::new([x, y], base, [a.x.rows, a.y.rows], addresses, a.rows.len);
     let (inv, exponent) = match a.normalization {
         Normalization::L2 => (plan.prepare.row_inv(base), plan.prepare.row_exponent(base)),
         Normalization::None => ([0; 2], [0; 2]),
@@ -233,6 +146,7 @@ pub unsafe fn weighted_grad_raw(kernels: &Kernels, stream: &CudaStream, a: &RawW
         factor,
         write: a.write,
         pairs: 0,
+        entries: a.rows.len,
         // The second word of the report.
         overflow: a.report.ptr + size_of::<u32>() as u64,
     };
@@ -241,7 +155,7 @@ pub unsafe fn weighted_grad_raw(kernels: &Kernels, stream: &CudaStream, a: &RawW
     // caller's promise.
     unsafe {
         plan.prepare.launch(kernels, stream, base)?;
-        launch(kernels, stream, "weighted_grad_invert", (2, 1, 1), INVERT_THREADS, 0, &invert)?;
+        index.launch(kernels, stream)?;
         gather.launch(kernels, stream)?;
     }
     drop(scope);
@@ -290,8 +204,9 @@ pub struct DeviceGradOptions<'a> {
 ///
 /// `x` and `dx` are `(n, d)`, `y` and `dy` `(m, d)`; `report` has one element, `workspace`
 /// [`weighted_grad_workspace_bytes`] bytes. A triple with an index out of range is left out and counted. The terms of a
-/// row are added in the order of the triples. Enqueues at most 3 kernels; allocates nothing, does not synchronise; can be
-/// captured. If a launch is refused, `dx` and `dy` are unchanged.
+/// row are added in the order of the triples. Enqueues at most 3 kernels for up to 2048 triples and at most 6 beyond, one more
+/// from 8192 triples on, from 2¹⁸ rows on and from 2²⁷; allocates nothing, does not synchronise; can be captured. If a launch is refused, `dx` and
+/// `dy` are unchanged.
 ///
 /// # Errors
 /// [`Error::EmptyDim`](crate::Error::EmptyDim), [`Error::ShapeMismatch`](crate::Error::ShapeMismatch),
