@@ -12,10 +12,13 @@
 // Which (i, j) are candidates is decided by index and id alone; NaN is larger than everything, -0 equals +0.
 //
 // Work    the tiles are dealt to row_splits x col_splits blocks; a block sweeps its rectangle, columns innermost. A finished
-//         tile goes through shared memory in two halves of 64 rows; a thread owns a row or a column of it and offers the
-//         elements one by one to the line's heap in global memory.
+//         tile goes through shared memory in parts of 64 x 64. Two lanes have a line of a part, 32 elements each: they count
+//         survivors and find those above the last entry of the line's list by comparisons alone; the few that are go to the
+//         list one by one, in ascending order of their indices. A list of at most 8 places by similarity is held in
+//         registers for the part, any other is a heap in global memory. To random and weighted picks all survivors go.
 // Launch  grid = (col_splits, row_splits), block = 256, 98,304 bytes of dynamic shared memory.
-// Bound   tensor cores (f32: FMA), 2 n m d, and beside them 2 n m comparisons by one thread per line.
+// Bound   tensor cores (f32: FMA), 2 n m d, and behind them, tile by tile, 2 n m comparisons by all threads, and about
+//         k (1 + ln(candidates of the slot / k)) entries per line and slot, which a warp takes one after the other.
 // Order   free: the entries with the largest keys are the same set in whatever order they are offered, and keys differ in
 //         their index where all else is equal.
 // Needs   sm_80.
@@ -43,7 +46,8 @@ MINE_TOP_K(bf16, __nv_bfloat16)
 //
 //   index, value (len, k), survivors (len) of each direction; -1 and -infinity behind the last one selected
 //
-// Work    one block per row, then per column; a bitonic sort in shared memory.
+// Work    one block per row, then per column. Of at most 128 entries a thread has one each and counts those before it; more,
+//         or lists of what is left out, go through a bitonic sort in shared memory.
 // Launch  grid = n + m, block = 128, 16 bytes of dynamic shared memory per entry: the power of two from slots * (skip + keep)
 //         on, of the larger direction, at most kTopKMerged.
 // Bound   latency.
@@ -99,7 +103,8 @@ struct TopKMerger {
             const uint32_t slot = (i - begin) / room;
             const uint32_t place = (i - begin) % room;
             if (slot < side.slots && place < state(plane, slot)) {
-                sorter.set(i, side.lists[(size_t(slot) * side.len + line) * (side.skip + side.keep) + first + place]);
+                const TopKEntry* const list = side.lists + (size_t(slot) * side.len + line) * (side.skip + side.keep);
+                sorter.set(i, load_entry(list + first + place));
             } else {
                 sorter.clear(i);
             }
@@ -117,27 +122,52 @@ struct TopKMerger {
         }
         __syncthreads();  // places behind `held` are filled next
     }
-    __device__ __forceinline__ void write(uint32_t count, int32_t* index, float* value, uint32_t* survivors) const {
+    // Of all entries, if each thread can have one: it goes where the number of those before it says.
+    __device__ __forceinline__ void rank(uint32_t count, int32_t* index, float* value) const {
+        const uint32_t t = threadIdx.x;
+        const bool some = t < count && t % side.keep < state(0, t / side.keep);
+        TopKEntry own{0, neg_infinity(), kNobody};
+        if (some) own = load_entry(side.lists + (size_t(t / side.keep) * side.len + line) * side.keep + t % side.keep);
+        if (t < count) {
+            sorter.key[t] = own.key;
+            sorter.index[t] = own.index;
+        }
+        const uint32_t found = __syncthreads_count(some);
+        for (uint32_t q = t; q < p.k; q += blockDim.x) {
+            if (p.drop + q >= found) put(index, value, q, kNobody, neg_infinity());
+        }
+        if (!some) return;
+        uint32_t before = 0;
+#pragma unroll 8
+        for (uint32_t i = 0; i < count; ++i) before += comes_after(own.key, own.index, sorter.key[i], sorter.index[i]);
+        if (before >= p.drop && before - p.drop < p.k) put(index, value, before - p.drop, own.index, own.value);
+    }
+    __device__ __forceinline__ void put(int32_t* index, float* value, uint32_t place, int32_t i, float v) const {
+        index[size_t(line) * p.k + place] = i;
+        value[size_t(line) * p.k + place] = v;
+    }
+    __device__ __forceinline__ void write(uint32_t count, int32_t* index, float* value) const {
         for (uint32_t q = threadIdx.x; q < p.k; q += blockDim.x) {
             const bool some = p.drop + q < count && sorter.index[p.drop + q] >= 0;
-            index[size_t(line) * p.k + q] = some ? sorter.index[p.drop + q] : kNobody;
-            value[size_t(line) * p.k + q] = some ? sorter.value[p.drop + q] : neg_infinity();
+            put(index, value, q, some ? sorter.index[p.drop + q] : kNobody, some ? sorter.value[p.drop + q] : neg_infinity());
         }
-        if (threadIdx.x != 0) return;
+    }
+    // By the first warp, whose first thread has written the first place if nothing survives.
+    __device__ __forceinline__ void finish(int32_t* index, float* value, uint32_t* survivors) const {
+        if (threadIdx.x >= 32) return;
         uint32_t total = 0;
+        for (uint32_t slot = threadIdx.x; slot < side.slots; slot += 32) total += state(2, slot);
+        total = __reduce_add_sync(~0u, total);
+        if (threadIdx.x == 0) survivors[line] = total;
+        if (!p.easiest || total > 0 || threadIdx.x != 0) return;
         TopKEntry least{0, 0.0f, kNobody};
         for (uint32_t slot = 0; slot < side.slots; ++slot) {
-            total += state(2, slot);
             const float v = __uint_as_float(state(4, slot));
             const TopKEntry e{order_key(v), v, int32_t(state(3, slot))};
             const bool lower = e.key < least.key || (e.key == least.key && e.index < least.index);
             if (e.index >= 0 && (least.index < 0 || lower)) least = e;
         }
-        survivors[line] = total;
-        if (p.easiest && total == 0 && least.index >= 0) {
-            index[size_t(line) * p.k] = least.index;
-            value[size_t(line) * p.k] = least.value;
-        }
+        if (least.index >= 0) put(index, value, 0, least.index, least.value);
     }
 };
 
@@ -151,9 +181,15 @@ extern "C" __global__ void __launch_bounds__(128) mine_top_k_merge(const __grid_
     float* const value = reinterpret_cast<float*>(key + count);
     const TopKSorter sorter{key, value, reinterpret_cast<int32_t*>(value + count)};
     const TopKMerger merger{p, side, is_row ? blockIdx.x : blockIdx.x - p.rows.len, sorter};
-    if (held > 0) merger.settle(held);
-    merger.load(held, count, side.skip, side.keep, 0);
-    sorter.sort(count);
-    if (is_row) merger.write(count, p.row_index, p.row_value, p.row_survivors);
-    else merger.write(count, p.col_index, p.col_value, p.col_survivors);
+    int32_t* const index = is_row ? p.row_index : p.col_index;
+    float* const best = is_row ? p.row_value : p.col_value;
+    if (held == 0 && count <= blockDim.x) {
+        merger.rank(side.slots * side.keep, index, best);
+    } else {
+        if (held > 0) merger.settle(held);
+        merger.load(held, count, side.skip, side.keep, 0);
+        sorter.sort(count);
+        merger.write(count, index, best);
+    }
+    merger.finish(index, best, is_row ? p.row_survivors : p.col_survivors);
 }

@@ -1,4 +1,4 @@
-// top_k_hopper — mine_top_k of top_k.cu on warpgroups, in tiles of 128 x 64: half of one fits beside the stages, and without
+// top_k_hopper — mine_top_k of top_k.cu on warpgroups, in tiles of 128 x 64: one fits beside the stages, and without
 // clusters any number of splits will do.
 //
 // Launch  grid = (col_splits, row_splits), block = 384, kGroupSharedBytes of dynamic shared memory.

@@ -175,6 +175,14 @@ fn rules_agree_with_the_reference_over_several_splits() {
     case::<half::bf16>([130, 400, 8], TopKOptions { below_positive: None, ..rules(Pick::Hardest, 1000, 24) }, false);
 }
 
+/// More tiles than there can be splits, so that lists are gone on with, in the places that fit registers.
+#[test]
+fn short_lists_agree_with_the_reference_over_several_tiles_of_a_split() {
+    case::<half::bf16>([2200, 150, 8], rules(Pick::Hardest, 1, 3), false);
+    case::<half::f16>([150, 2200, 8], TopKOptions { below_positive: None, ..rules(Pick::Hardest, 0, 8) }, false);
+    case::<f32>([2100, 140, 4], TopKOptions { window: Some((-0.25, 0.5)), ..rules(Pick::Hardest, 0, 1) }, false);
+}
+
 #[test]
 fn what_does_not_fit_is_refused_before_anything_is_enqueued() {
     let Some((context, kernels)) = device() else { return };

@@ -34,9 +34,9 @@ constexpr int kRowBytes = 128;                        // of k in a row of a stag
 constexpr int kStageBytesX = kTile * kRowBytes;
 constexpr int kStageBytes = kStageBytesX + kStepCols * kRowBytes;
 constexpr int kPipelineBytes = kStages * kStageBytes;
-constexpr int kScratchBytes = 28672;
+constexpr int kScratchBytes = kTileCols == 128 ? 28672 : 32768;
 constexpr int kGroupSharedBytes = kPipelineBytes + kScratchBytes + 1024;  // barriers, and up to 1008 bytes to align the rest
-static_assert(kGroupSharedBytes == (kTileCols == 128 ? 226304 : 177152), "keep in step with src/cuda/plan.rs");
+static_assert(kGroupSharedBytes == (kTileCols == 128 ? 226304 : 181248), "keep in step with src/cuda/plan.rs");
 // Registers of a thread at launch; 40 for those that copy then leave 232 for those that multiply. Given by __maxnreg__, which
 // setmaxnreg asks for, and not by __launch_bounds__.
 constexpr uint32_t kLaunchRegisters = 168;

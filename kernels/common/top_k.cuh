@@ -80,50 +80,133 @@ __device__ __forceinline__ bool comes_after(const TopKEntry& a, const TopKEntry&
     return comes_after(a.key, a.index, b.key, b.index);
 }
 
+// An entry of a list in global memory, in one access.
+__device__ __forceinline__ TopKEntry load_entry(const TopKEntry* at) {
+    const uint4 words = *reinterpret_cast<const uint4*>(at);
+    return {uint64_t(words.y) << 32 | words.x, __uint_as_float(words.z), int32_t(words.w)};
+}
+__device__ __forceinline__ void store_entry(TopKEntry* at, const TopKEntry& e) {
+    *reinterpret_cast<uint4*>(at) = {uint32_t(e.key), uint32_t(e.key >> 32), __float_as_uint(e.value), uint32_t(e.index)};
+}
+
 // The best `places` entries so far as a heap whose root comes last, in memory that only this thread touches.
 struct TopKHeap {
     TopKEntry* at;
     uint32_t places;
     uint32_t count;
-    uint64_t floor_key;   // of the root once all places are taken, else such that every entry comes before it
-    int32_t floor_index;
+    TopKEntry root;  // once all places are taken; else such that every entry comes before it
 
-    __device__ __forceinline__ void open(TopKEntry* first, uint32_t room, uint32_t used) {
+    // `known`: whether the root is read; without, takes() cannot be asked before put().
+    __device__ __forceinline__ void open(TopKEntry* first, uint32_t room, uint32_t used, bool known) {
         at = first;
         places = room;
         count = used;
-        set_floor();
+        root = {0, 0.0f, kNobody};
+        if (known && full()) root = load_entry(at);
     }
-    __device__ __forceinline__ void set_floor() {
-        const bool full = count == places && places > 0;
-        floor_key = full ? at[0].key : 0;
-        floor_index = full ? at[0].index : kNobody;
-    }
-    __device__ __forceinline__ bool takes(const TopKEntry& e) const {
-        return comes_after(floor_key, floor_index, e.key, e.index);
-    }
-    // Takes `e`, which takes(e) has admitted. Returns the entry that had to go, or one with index -1.
+    __device__ __forceinline__ bool full() const { return count == places && places > 0; }
+    __device__ __forceinline__ bool takes(const TopKEntry& e) const { return comes_after(root, e); }
+    // Takes `e`, which takes(e) admits. Returns the entry that had to go, or one with index -1.
     __device__ __forceinline__ TopKEntry put(const TopKEntry& e) {
+        uint32_t i = 0;
+        const TopKEntry gone = root;
         if (count < places) {
-            uint32_t i = count++;
-            while (i > 0 && comes_after(e, at[(i - 1) / 2])) {
-                at[i] = at[(i - 1) / 2];
+            i = count++;
+            while (i > 0) {
+                const TopKEntry parent = load_entry(at + (i - 1) / 2);
+                if (!comes_after(e, parent)) break;
+                store_entry(at + i, parent);
                 i = (i - 1) / 2;
             }
-            at[i] = e;
-            if (count == places) set_floor();
-            return {0, 0.0f, kNobody};
+            store_entry(at + i, e);
+            if (count == places) root = i == 0 ? e : load_entry(at);
+            return gone;
         }
-        const TopKEntry gone = at[0];
-        uint32_t i = 0;
+        root = e;
         for (uint32_t child = 1; child < count; child = 2 * i + 1) {
-            if (child + 1 < count && comes_after(at[child + 1], at[child])) ++child;
-            if (!comes_after(at[child], e)) break;
-            at[i] = at[child];
+            TopKEntry last = load_entry(at + child);
+            if (child + 1 < count) {
+                const TopKEntry other = load_entry(at + child + 1);
+                if (comes_after(other, last)) {
+                    last = other;
+                    ++child;
+                }
+            }
+            if (!comes_after(last, e)) break;
+            store_entry(at + i, last);
+            if (i == 0) root = last;
             i = child;
         }
-        at[i] = e;
-        set_floor();
+        store_entry(at + i, e);
         return gone;
+    }
+};
+
+// The same for at most kShort places, by similarity: in registers, in order. Entries are offered in ascending order of their
+// indices, so that the upper words of the keys decide. The last `places` are those of the list; what stands in front of them
+// gives way to nothing, and a place without a candidate to everything.
+constexpr uint32_t kShort = 8;
+struct TopKShort {
+    uint32_t key[kShort];
+    float value[kShort];
+    int32_t index[kShort];
+
+    __device__ __forceinline__ void clear(uint32_t places) {
+#pragma unroll
+        for (uint32_t i = 0; i < kShort; ++i) {
+            key[i] = i + places < kShort ? ~0u : 0;
+            value[i] = neg_infinity();
+            index[i] = kNobody;
+        }
+    }
+    // Behind clear().
+    __device__ __forceinline__ void load(const TopKEntry* at, uint32_t places) {
+#pragma unroll
+        for (uint32_t i = 0; i < kShort; ++i) {
+            if (i + places < kShort) continue;
+            const TopKEntry e = load_entry(at + (i + places - kShort));
+            key[i] = uint32_t(e.key >> 32);
+            value[i] = e.value;
+            index[i] = e.index;
+        }
+    }
+    // All places, also those without a candidate. Returns how many have one.
+    __device__ __forceinline__ uint32_t store(TopKEntry* at, uint32_t places) const {
+        uint32_t count = 0;
+#pragma unroll
+        for (uint32_t i = 0; i < kShort; ++i) {
+            if (i + places < kShort) continue;
+            store_entry(at + (i + places - kShort), {uint64_t(key[i]) << 32, value[i], index[i]});
+            count += index[i] >= 0;
+        }
+        return count;
+    }
+    __device__ __forceinline__ bool full() const { return index[kShort - 1] >= 0; }
+    __device__ __forceinline__ float last() const { return value[kShort - 1]; }
+
+    // Whether `v` belongs into the list, where it then is.
+    __device__ __forceinline__ bool offer(float v, int32_t at) {
+        const uint32_t k = uint32_t(order_key(v) >> 32);
+        if (k <= key[kShort - 1]) return false;
+        constexpr uint32_t kHalfway = kShort / 2;
+        const bool upper = k > key[kHalfway - 1];
+        insert<kHalfway>(k, v, at, upper);
+        if (upper) insert<0>(k, v, at, false);
+        return true;
+    }
+
+  private:
+    // Makes room in half the places, from kFirst on. `over`: the one in front of them goes to the first.
+    template <uint32_t kFirst>
+    __device__ __forceinline__ void insert(uint32_t k, float v, int32_t at, bool over) {
+#pragma unroll
+        for (uint32_t i = kFirst + kShort / 2; i-- > kFirst;) {
+            const uint32_t front = i == 0 ? 0 : i - 1;
+            const bool moves = i == kFirst ? over : k > key[front];
+            const bool here = k > key[i];
+            key[i] = moves ? key[front] : here ? k : key[i];
+            value[i] = moves ? value[front] : here ? v : value[i];
+            index[i] = moves ? index[front] : here ? at : index[i];
+        }
     }
 };

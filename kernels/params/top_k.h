@@ -13,8 +13,9 @@ constexpr uint32_t kMarginNone = 0;
 constexpr uint32_t kMarginAbsolute = 1;
 constexpr uint32_t kMarginRelative = 2;
 
-// Words of a line's state in one slot, a plane each: places used in the list, and in the list of those left out,
-// survivors, index and value of the smallest candidate.
+// Words of a line's state in one slot, a plane each: places used in the list; places used in the list of those left out, or
+// with kPickHardest the similarity that an element has to exceed to get into the list; survivors; index and value of the
+// smallest candidate, with `easiest` and while nothing survives.
 constexpr uint32_t kTopKPlanes = 5;
 
 // The most entries of a line that mine_top_k_merge sorts.
@@ -71,7 +72,7 @@ struct TopKParams {
     uint32_t own_pairs;       // 1: the pair, the column of the row's index, is no candidate
     uint32_t pick;            // kPick*
     uint32_t margin_kind;     // kMargin*
-    uint32_t admits_nan;      // 1: a NaN survives
+    uint32_t admits_nan;      // 1: everything survives, NaN too; without a window and a margin alone
     uint32_t easiest;         // 1: the smallest candidate is wanted
     uint32_t pad_;
 };

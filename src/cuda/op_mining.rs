@@ -117,7 +117,7 @@ impl Plan {
             launches.extend([launch, inputs.merge(left, 8.0)]);
             let sweep = tile_plan_on(device, SweepKernel::TopK, inputs.shape()).with_splits(splits);
             let kernel = MINE_TOP_K.name(dtype, sweep.scheme);
-            // Lists are heaps, which are read and written; as many entries as there is room for.
+            // Lists are read and written, with as many entries as there is room for.
             launches.push(inputs.sweep(kernel, sweep, scaled, [pairs + lists, lists]));
             let merged = [splits.cols * kept[1], splits.rows * kept[0]].map(usize::next_power_of_two);
             let merge =
