@@ -16,14 +16,16 @@
 //   Outputs must not alias anything.
 //
 // Work    invert: one block per side. count, place: a block per chunk of the triples and side. offsets: a thread per place of
-//         the lists. hubs: a block per 64 columns and per row of the sums. Sums: one block per row of X, then of Y; a thread holds 8 columns at a time and loads 8 terms of them
-//         (f32: 4) before it adds the first. Rows wider than 2048 are summed twice, for u_i . g_i and for the result.
+//         the lists. hubs: a block per 64 columns and per row of the sums. Sums: one block per row of X, then of Y; a thread
+//         holds 8 columns at a time and loads 8 terms of them (f32: 4) before it adds the first. Rows wider than 2048 are
+//         summed twice, for u_i . g_i and for the result.
 // Launch  invert: grid = 2, block = 512, 2 KiB of static shared memory.
-//         count, place: grid = (ceil(count / chunk), 2), at most (64, 2), block = 512, 2 KiB and 33 KiB of static shared memory.
+//         count, place: grid = (ceil(count / chunk), 2), at most (64, 2), block = 512, 2 and 33 KiB of static shared
+//         memory.
 //         offsets: grid = (ceil((count + 1) / 512), 2), block = 512.
 //         hubs: grid = (ceil(count / 2048) width / 64, 2), block = 256, 38 KiB (f32: 35 KiB) of static shared memory.
 //         Sums: grid = rows of X + rows of Y, block = 32 ceil(d / 256) up to 256, 2 KiB of static shared memory.
-// Bound   memory: every term reads d elements, mostly from L2; d elements are written per row.
+// Bound   invert to hubs: latency. Sums: memory; every term reads d elements, mostly from L2; d elements are written per row.
 // Order   fixed, see the terms; u_i . g_i by a fixed tree. No float atomics: the counter of overflows is an integer.
 // Needs   sm_80.
 #include "common/gather_hubs.cuh"
