@@ -17,6 +17,7 @@
 //         owns a row or a column of the tile at hand, whose state lives in the block's own partial slot.
 // Launch  grid = (col_splits, row_splits), or for kSelectPair the larger of the two numbers of tiles with one split each;
 //         block = 256, 98,304 bytes of dynamic shared memory.
+//         In f32 mine_small.cu takes the place of these where the tiles are few.
 // Bound   tensor cores (f32: FMA), 2 n m d; written: O(n row planes + m column planes), no term in n m.
 // Order   per tile: maxima of values only, in a fixed tree; where one beats the running best strictly, the index is looked
 //         up among the registers. Tiles come in ascending order, so the lowest index wins ties. Atomics only on places in
@@ -24,24 +25,7 @@
 //         architecture.
 // Needs   sm_80.
 #include "common/tile.cuh"
-#include "common/mine.cuh"
-
-template <typename T, bool kStats>
-__device__ __forceinline__ void mine_body(const MineParams& p) {
-    extern __shared__ __align__(128) char stages[];
-    __shared__ TileMaxima values;
-    if constexpr (sizeof(T) == 4 && !kStats) {
-        if (p.screen != nullptr && !p.screen->failed()) return;
-    }
-    const TileRect rect = mine_rect(p);
-    RectSweep<T> sweep(stages, TileOperands<T, MineParams>{p}, rect);
-    float threshold = 0.0f;
-    if (kStats && p.stats >= kStatsLin) {
-        // The maxima are not written before the first barrier of the sweep.
-        threshold = block_threshold(p.pmin, p.pmin_count, p.eps, values.rows[0]);
-    }
-    mine_tiles<kStats>(p, sweep, rect, threshold, values);
-}
+#include "common/mine_warps.cuh"
 
 #define MINE(SUFFIX, T, STATS, BLOCKS)                                \
     extern "C" __global__ void __launch_bounds__(kTileThreads, BLOCKS) \

@@ -348,7 +348,7 @@ fn every_refused_launch_names_its_kernel_and_leaves_the_gradients_alone() {
         "prepare_f32",
         "pairwise_stats_both_f32",
         "pairwise_finalize",
-        "mine_f32",
+        "mine_small_f32",
         "goal_finalize",
         "pairwise_weights_both_f32",
         "pairwise_weights_both_f32",

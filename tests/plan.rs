@@ -15,7 +15,7 @@ use simgrad::cuda::{
 };
 use simgrad::{DType, Error, PairwiseObjective, Precision};
 
-const SCHEMES: [Scheme; 3] = [Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall];
+const SCHEMES: [Scheme; 4] = [Scheme::WarpMma, Scheme::WarpSlices, Scheme::GroupMma, Scheme::GroupMmaSmall];
 const SHAPES: [(usize, usize); 14] = [
     (1, 1),
     (2, 300),
@@ -151,7 +151,11 @@ fn small_batches_take_the_small_tiles_and_nothing_takes_what_its_device_lacks() 
     let old = PlanDevice { group_code: false, ..PlanDevice::H200 };
     let newer = PlanDevice { compute_capability: (10, 0), ..PlanDevice::H200 };
     for (n, m) in SHAPES {
-        assert_eq!(scheme(n, m, DType::F32, PlanDevice::H200), Scheme::WarpMma);
+        for device in [PlanDevice::A100, PlanDevice::H200] {
+            let half = n.div_ceil(128) * m.div_ceil(128) * 2 < PLANNED_MULTIPROCESSORS;
+            let expected = if half { Scheme::WarpSlices } else { Scheme::WarpMma };
+            assert_eq!(scheme(n, m, DType::F32, device), expected, "{n} x {m}");
+        }
         for device in [PlanDevice::A100, old, newer] {
             assert_eq!(scheme(n, m, DType::Bf16, device), Scheme::WarpMma);
         }
@@ -166,6 +170,9 @@ fn small_batches_take_the_small_tiles_and_nothing_takes_what_its_device_lacks() 
     let small = SweepPlan::of_scheme(Scheme::GroupMmaSmall, SweepKernel::Mine, shape(1024, 1024), PlanDevice::H200);
     assert_eq!(small.grid, (16, 8, 1));
     assert!(blocks(&small).all(|(x, y)| small.block_tiles(x, y).count() == 1));
+    let slices = SweepPlan::of_scheme(Scheme::WarpSlices, SweepKernel::Mine, shape(512, 512), PlanDevice::H200);
+    assert_eq!(slices.grid, (16, 8, 1));
+    assert!(blocks(&slices).all(|(x, y)| slices.block_tiles(x, y).count() == 1));
 }
 
 /// Bytes of both operands.
@@ -188,8 +195,13 @@ fn in_every_scheme(plan: &Plan) -> impl Iterator<Item = SweepPlan> {
     // Waves are alike.
     sweeps.dedup();
     sweeps.into_iter().flat_map(move |sweep| {
-        let schemes = if sweep.shape.dtype == DType::F32 { &SCHEMES[..1] } else { &SCHEMES[..] };
-        schemes.iter().map(move |&scheme| SweepPlan::of_scheme(scheme, sweep.kernel, sweep.shape, sweep.device))
+        let warps = sweep.shape.dtype == DType::F32;
+        let schemes = SCHEMES.iter().filter(move |&&scheme| {
+            // The small tiles in f32 are for small batches.
+            let slices = warps && sweep.shape.n <= 1024;
+            if scheme == Scheme::WarpSlices { slices } else { !warps || scheme == Scheme::WarpMma }
+        });
+        schemes.map(move |&scheme| SweepPlan::of_scheme(scheme, sweep.kernel, sweep.shape, sweep.device))
     })
 }
 

@@ -1,7 +1,8 @@
 //! The same operation in every scheme that sweeps tiles: tiles by warps, by warpgroups, and small ones by warpgroups.
 //!
 //! The schemes for warpgroups are one engine: they form a similarity in one order of features, so all of their bits agree.
-//! Those of the scheme for warps are as close as sums in another order are.
+//! Those of the scheme for warps are as close as sums in another order are. In f32 there are two schemes for warps, whose
+//! similarities have the same bits.
 #![cfg(feature = "cuda")]
 
 mod cuda_support;
@@ -15,16 +16,21 @@ use simgrad::{
     StepOptions, StepReport,
 };
 
-/// CUDA on a device that has all schemes, by itself or as it is emulated.
-fn cuda() -> Option<Cuda> {
-    let cuda = match Cuda::new(0) {
-        Ok(cuda) => cuda,
+/// CUDA on any device.
+fn any_cuda() -> Option<Cuda> {
+    match Cuda::new(0) {
+        Ok(cuda) => Some(cuda),
         Err(reason) => {
             assert!(!gpu_required(), "SIMGRAD_REQUIRE_GPU is set, but CUDA cannot be used: {reason}");
             say(&format!("note: the tests of this binary are skipped: {reason}"));
-            return None;
+            None
         }
-    };
+    }
+}
+
+/// CUDA on a device that has all schemes, by itself or as it is emulated.
+fn cuda() -> Option<Cuda> {
+    let cuda = any_cuda()?;
     let device = cuda.kernels().plan_device();
     if device.compute_capability == (9, 0) && device.group_code {
         return Some(cuda);
@@ -129,6 +135,65 @@ fn mining_of_several_tiles_and_clusters() {
     mines::<bf16>((300, 270, 72), 4);
     mines::<f16>((129, 650, 130), 5);
     mines::<bf16>((650, 129, 65), 6);
+}
+
+/// In f32, tiles whose features the warps of a block share against those of one chain after the other.
+fn mines_in_slices((n, m, d): (usize, usize, usize), seed: u64) {
+    let Some(cuda) = any_cuda() else { return };
+    let (row_ids, col_ids) = (ids(n, 4, 11), ids(m, 4, 12));
+    for (plain, second, grouped) in [(true, true, true), (false, false, true), (false, true, false)] {
+        let (x, y) = if plain {
+            (numbers::<f32>(n * d, seed), numbers::<f32>(m * d, seed + 1))
+        } else {
+            (special::<f32>(n, d, seed), special::<f32>(m, d, seed + 1))
+        };
+        let (x, y) = (MatRef::new(&x, n, d).unwrap(), MatRef::new(&y, m, d).unwrap());
+        let groups = grouped.then_some(Groups { rows: &row_ids, cols: &col_ids });
+        for normalization in [Normalization::L2, Normalization::None] {
+            let options = MineOptions { normalization, groups, second };
+            let mine = |scheme| bits(&in_scheme(&cuda, scheme, || host::mine(&cuda, x, y, &options).unwrap()));
+            let name = format!("f32 {n}x{m}x{d} plain {plain} second {second} {normalization:?}");
+            assert_eq!(mine(Scheme::WarpSlices), mine(Scheme::WarpMma), "{name}");
+        }
+    }
+}
+
+#[test]
+fn mining_in_slices_has_the_bits_of_whole_chains() {
+    // Less than a half step, a whole one, rounds that end within a step and behind one.
+    mines_in_slices((5, 7, 3), 31);
+    mines_in_slices((64, 33, 16), 32);
+    mines_in_slices((1, 300, 32), 33);
+    mines_in_slices((300, 70, 161), 34);
+    mines_in_slices((129, 65, 300), 35);
+}
+
+#[test]
+fn mining_in_slices_of_many_tiles_for_a_block() {
+    mines_in_slices((1300, 600, 20), 36);
+}
+
+#[test]
+fn goal_steps_in_slices_have_the_bits_of_whole_chains_but_for_relative_similarities() {
+    let Some(cuda) = any_cuda() else { return };
+    let (n, d) = (200, 170);
+    let (x, y) = (numbers::<f32>(n * d, 41), numbers::<f32>(n * d, 42));
+    let (x, y) = (MatRef::new(&x, n, d).unwrap(), MatRef::new(&y, n, d).unwrap());
+    for (name, exact) in [("hinge-con", true), ("nca-sig", true), ("cir-lin_ms", false), ("con-sig_ms", false)] {
+        let objective: Objective = name.parse().unwrap();
+        let [slices, warp] = [Scheme::WarpSlices, Scheme::WarpMma].map(|scheme| {
+            let (mut dx, mut dy) = (vec![f32::NAN; n * d], vec![f32::NAN; n * d]);
+            let out = (MatMut::new(&mut dx, n, d).unwrap(), MatMut::new(&mut dy, n, d).unwrap());
+            let options = StepOptions::default();
+            in_scheme(&cuda, scheme, || host::goal_step(&cuda, x, y, &objective, &options, out.0, out.1).unwrap());
+            [dx, dy].concat()
+        });
+        let largest = warp.iter().fold(f32::MIN_POSITIVE, |m, v| m.max(v.abs()));
+        for (k, (s, w)) in slices.iter().zip(&warp).enumerate() {
+            let near = if exact { s.to_bits() == w.to_bits() } else { (s - w).abs() <= 1e-6 * largest };
+            assert!(near, "{name}: gradient {k}: {s} and {w}");
+        }
+    }
 }
 
 fn steps<T>(n: usize, d: usize, objective: &str)

@@ -1,4 +1,4 @@
-// Included by the files of kernels for each engine, behind its sweep (tile.cuh, group_tile.cuh).
+// Included by the files of kernels for each engine, behind its sweep (tile.cuh, slice_tile.cuh, group_tile.cuh).
 #pragma once
 #include <type_traits>
 

@@ -1,20 +1,31 @@
 // How the elements of a tile lie in the registers of the threads that hold it: what every epilogue depends on, and the only
-// thing of an engine that it knows. 256 threads hold a tile of kTile x kTileCols, in the layout of the accumulators of
+// thing of an engine that it knows. kTileThreads hold a tile of kTile x kTileCols, in the layout of the accumulators of
 // mma.sync.m16n8k16 and of wgmma, which agree: the 4 lanes of a quad share rows, the 8 lanes beside each other columns.
 //
 //                          warps of the tile    a warp's part     a thread's part
 //   warp MMA  (tile.cuh)         2 x 4             64 x 32             8 x 8
 //   group MMA (group_tile.cuh)   8 x 1             16 x 128            2 x 32     SIMGRAD_GROUP_TILE = 128
 //                                8 x 1             16 x 64             2 x 16     SIMGRAD_GROUP_TILE = 64
+//   slices    (slice_tile.cuh)   4 x 1             16 x 32             2 x 8      SIMGRAD_SLICE_TILE
 //
-// A file whose kernels use warpgroups defines SIMGRAD_GROUP_TILE, the columns of a tile, before its first include.
+// A file whose kernels use warpgroups defines SIMGRAD_GROUP_TILE, the columns of a tile, before its first include; one whose
+// warps share the features of small tiles SIMGRAD_SLICE_TILE.
 #pragma once
 #include <stdint.h>
 
+#ifdef SIMGRAD_SLICE_TILE
+constexpr int kTile = 64;
+constexpr int kTileThreads = 128;
+#else
 constexpr int kTile = 128;         // rows of a tile, and columns where it is square
 constexpr int kTileThreads = 256;  // that hold a tile
+#endif
 
-#ifdef SIMGRAD_GROUP_TILE
+#if defined(SIMGRAD_SLICE_TILE)
+constexpr int kTileCols = 32;
+constexpr int kWarpRows = 4;
+constexpr int kWarpCols = 1;
+#elif defined(SIMGRAD_GROUP_TILE)
 constexpr int kTileCols = SIMGRAD_GROUP_TILE;
 constexpr int kWarpRows = 8;  // warps above each other
 constexpr int kWarpCols = 1;  // warps beside each other
@@ -61,7 +72,8 @@ typedef uint64_t TileBits;
 __device__ __forceinline__ constexpr int bit_at(int i, int k) { return kThreadCols * i + k; }
 constexpr TileBits kColumnBits = kThreadRows == 8   ? 0x0101010101010101u
                                  : kThreadCols == 32 ? 0x0000000100000001u
-                                                     : 0x0000000000010001u;
+                                 : kThreadCols == 16 ? 0x0000000000010001u
+                                                     : 0x0000000000000101u;
 constexpr uint32_t kRowMask = kThreadCols == 32 ? ~0u : (1u << (kThreadCols & 31)) - 1;
 __device__ __forceinline__ uint32_t row_bits(TileBits bits, int i) { return uint32_t(bits >> (kThreadCols * i)) & kRowMask; }
 

@@ -27,7 +27,7 @@ struct MineParams {
     float* pos;                 // (min(n, m)), S[i, i]; null: not written
     uint32_t* row_parts;        // (planes, col_splits, n); kStatsKeys: (n) u64, 0 before
     uint32_t* col_parts;        // (planes, row_splits, m); kStatsKeys: (m) u64, 0 before
-    const ScreenState* screen;  // mine_f32: nothing is done unless this has failed; null: there was no screen
+    const ScreenState* screen;  // mine_f32, mine_small_f32: nothing is done unless this has failed; null: there was no screen
     int64_t ldx;                // elements
     int64_t ldy;                // elements
     uint32_t n;

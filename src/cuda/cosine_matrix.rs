@@ -31,6 +31,7 @@ pub(super) const COSINE_MATRIX: TileKernel = TileKernel {
     group: ["cosine_matrix_hopper_f16", "cosine_matrix_hopper_bf16"],
     step: 2,
     small: ["cosine_matrix_small_hopper_f16", "cosine_matrix_small_hopper_bf16"],
+    slices: None,
 };
 
 params! {

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::plan::{
-    GROUP_CLUSTER, MAX_SPLITS, PLANNED_MULTIPROCESSORS, PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape,
-    leaves_half_idle,
+    GROUP_CLUSTER, GROUP_COLS, MAX_SPLITS, PLANNED_MULTIPROCESSORS, PlanDevice, Scheme, SweepKernel, SweepPlan,
+    SweepShape, leaves_half_idle,
 };
 use crate::dtype::DType;
 
@@ -38,6 +38,10 @@ fn why_scheme(p: &SweepPlan) -> String {
         return "forced, not chosen".to_owned();
     }
     match p.scheme {
+        Scheme::WarpSlices => format!(
+            "f32, of which tiles of 128 x 128 would leave more than half of {PLANNED_MULTIPROCESSORS} multiprocessors \
+             without a block"
+        ),
         Scheme::WarpMma if !matches!(dtype, DType::F16 | DType::Bf16) => {
             format!("{dtype} is summed by multiply-adds of full precision, which wgmma has not")
         }
@@ -62,6 +66,10 @@ fn why_tile(p: &SweepPlan) -> String {
         Scheme::GroupMma => {
             "two warpgroups of m64n256; 85 operations per byte from L2, 128 with the cluster".to_owned()
         }
+        Scheme::WarpSlices => {
+            "4 warps of all 64 x 32 elements, each for every fourth step of 32 features: n = m = 512 makes 128 blocks"
+                .to_owned()
+        }
         Scheme::GroupMmaSmall => "two warpgroups of m64n64: n = m = 1024 makes 128 blocks".to_owned(),
     }
 }
@@ -73,6 +81,10 @@ fn why_shared(p: &SweepPlan) -> String {
         Scheme::WarpMma => {
             format!("{} stages of {stage}; all that 8.6 gives a block, and twice in what 9.0 has", p.stages)
         }
+        Scheme::WarpSlices => format!(
+            "{} stages of {stage}, three of half a step for each warp, and {rest} in which warps pass sums on",
+            p.stages
+        ),
         _ => format!("{} stages of {stage} and {rest} for partial results and barriers, of 232448", p.stages),
     }
 }
@@ -97,11 +109,9 @@ fn why_grid(p: &SweepPlan) -> String {
         );
     }
     let efficiency = p.tail_efficiency(PLANNED_MULTIPROCESSORS as u32);
-    let small = if p.scheme != Scheme::GroupMmaSmall && leaves_half_idle(p.shape.n, p.shape.m) {
-        "; too few tiles for the device"
-    } else {
-        ""
-    };
+    let large = matches!(p.scheme, Scheme::WarpMma | Scheme::GroupMma);
+    let small =
+        if large && leaves_half_idle(p.shape.n, p.shape.m, GROUP_COLS) { "; too few tiles for the device" } else { "" };
     format!(
         "a block per part of the columns and of the rows; keeps {PLANNED_MULTIPROCESSORS} multiprocessors {:.0} % busy{small}",
         100.0 * efficiency
@@ -120,7 +130,7 @@ impl SweepPlan {
                 match self.scheme {
                     Scheme::GroupMma => "two blocks below each other: each loads half of the columns' operand for both",
                     Scheme::GroupMmaSmall => "blocks are independent: they are on their way sooner",
-                    Scheme::WarpMma => "8.x has none",
+                    Scheme::WarpMma | Scheme::WarpSlices => "8.x has none",
                 },
             ),
             reason(
@@ -128,6 +138,7 @@ impl SweepPlan {
                 self.threads,
                 match self.scheme {
                     Scheme::WarpMma => "8 warps that load and multiply",
+                    Scheme::WarpSlices => "4 warps that load and multiply, each for itself",
                     _ => "two warpgroups that multiply, one that loads",
                 },
             ),
@@ -137,6 +148,7 @@ impl SweepPlan {
                 self.stages,
                 match self.scheme {
                     Scheme::WarpMma => "two in flight, one in use",
+                    Scheme::WarpSlices => "two in flight, one in use, of every warp",
                     Scheme::GroupMma => "as many as fit; the first two fly while the epilogue of the tile before runs",
                     Scheme::GroupMmaSmall => "all of a tile's loads are under way at once up to d = 384",
                 },
@@ -186,7 +198,7 @@ mod tests {
     #[test]
     fn every_number_of_a_plan_has_a_reason() {
         for kernel in [SweepKernel::CosineMatrix, SweepKernel::Mine] {
-            for scheme in [Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall] {
+            for scheme in [Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall, Scheme::WarpSlices] {
                 let shape = SweepShape { batch: 1, n: 1000, m: 5000, d: 512, dtype: DType::Bf16 };
                 let plan = SweepPlan::of_scheme(scheme, kernel, shape, PlanDevice::H200);
                 let (reasons, text) = (plan.reasons(), plan.explain());

@@ -116,6 +116,7 @@ pub(crate) const IMAGES: &[Image] = &[
             "mine_merge",
         ]
     ),
+    image!("mine_small", ["mine_small_f32" => TILE_SHARED_BYTES, "mine_stats_small_f32" => TILE_SHARED_BYTES]),
     hopper_image!("mine_hopper", ["mine_hopper_f16" => GROUP_SHARED_BYTES, "mine_hopper_bf16" => GROUP_SHARED_BYTES]),
     image!(
         "mine_screen",

@@ -127,6 +127,7 @@ pub(super) const SCREEN: TileKernel = TileKernel {
     group: ["mine_screen_hopper_f16", "mine_screen_hopper_bf16"],
     step: 2,
     small: ["", ""],
+    slices: None,
 };
 
 /// How mining of f32 rows through a screen went: the second word that [`mine`](super::mine()) reports, behind the number of

@@ -16,12 +16,14 @@ pub(super) const STATS: [TileKernel; 2] = [
         group: ["pairwise_stats_hopper_f16", "pairwise_stats_hopper_bf16"],
         step: 1,
         small: [""; 2],
+        slices: None,
     },
     TileKernel {
         warp: ["pairwise_stats_both_f32", "pairwise_stats_both_f16", "pairwise_stats_both_bf16"],
         group: ["pairwise_stats_both_hopper_f16", "pairwise_stats_both_hopper_bf16"],
         step: 1,
         small: [""; 2],
+        slices: None,
     },
 ];
 /// `pairwise_weights`, as [`STATS`].
@@ -31,12 +33,14 @@ pub(super) const WEIGHTS: [TileKernel; 2] = [
         group: ["pairwise_weights_hopper_f16", "pairwise_weights_hopper_bf16"],
         step: 1,
         small: [""; 2],
+        slices: None,
     },
     TileKernel {
         warp: ["pairwise_weights_both_f32", "pairwise_weights_both_f16", "pairwise_weights_both_bf16"],
         group: ["pairwise_weights_both_hopper_f16", "pairwise_weights_both_hopper_bf16"],
         step: 1,
         small: [""; 2],
+        slices: None,
     },
 ];
 

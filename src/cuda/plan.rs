@@ -25,6 +25,12 @@ const ROW_BYTES: u32 = 128;
 pub(crate) const GROUP_ROWS: usize = 128;
 /// Columns of a tile of [`Scheme::GroupMma`].
 pub(crate) const GROUP_COLS: usize = 256;
+/// Rows and columns of a tile of [`Scheme::WarpSlices`]; `kTile` and `kTileCols` in `kernels/common/tile_layout.cuh`.
+const SLICE_TILE: (usize, usize) = (64, 32);
+/// Threads of a block of it, which has the shared memory of [`Scheme::WarpMma`], not all of it for stages.
+const SLICE_BLOCK: u32 = 128;
+/// Three stages of each of four warps, of half a step.
+const SLICE_STAGES: u32 = 6;
 /// Columns of a tile of [`Scheme::GroupMmaSmall`].
 pub(crate) const SMALL_COLS: usize = 64;
 /// Blocks of a cluster, along the rows: each brings half of the columns' operand for both.
@@ -94,6 +100,11 @@ impl Splits {
         Self { rows: parts(n.div_ceil(GROUP_ROWS)), cols: parts(m.div_ceil(SMALL_COLS)) }
     }
 
+    /// For it in tiles of 64 × 32.
+    const fn slices(n: usize, m: usize) -> Self {
+        Self { rows: parts(n.div_ceil(SLICE_TILE.0)), cols: parts(m.div_ceil(SLICE_TILE.1)) }
+    }
+
     /// For it in units of 256 rows and the columns of a step: the fewest parts of all deals that finish first on
     /// [`PLANNED_MULTIPROCESSORS`], a unit taking the same time everywhere; of those the one with most parts of rows, since
     /// each reads all columns.
@@ -115,8 +126,10 @@ impl Splits {
 
     /// At least as many of both as any scheme has: what a workspace must have room for that any device may use.
     pub fn room(n: usize, m: usize) -> Self {
-        [Self::new(n, m), Self::small(n, m), Self::group(n, m, GROUP_COLS), Self::group(n, m, HEAVY_COLS)]
+        let warps = [Self::new(n, m), Self::slices(n, m)];
+        [Self::small(n, m), Self::group(n, m, GROUP_COLS), Self::group(n, m, HEAVY_COLS)]
             .iter()
+            .chain(&warps)
             .fold(Self { rows: 1, cols: 1 }, |a, b| Self { rows: a.rows.max(b.rows), cols: a.cols.max(b.cols) })
     }
 }
@@ -139,6 +152,16 @@ pub enum Scheme {
     GroupMma,
     /// The same instructions on small tiles without clusters, for batches that would leave the device idle.
     GroupMmaSmall,
+    /// Four warps that share the features of a small tile: f32, every device from 8.0 on, for batches that would leave the
+    /// device idle. A similarity has the bits of [`Scheme::WarpMma`].
+    WarpSlices,
+}
+
+impl Scheme {
+    /// Whether it multiplies by warpgroups.
+    pub(crate) const fn is_group(self) -> bool {
+        matches!(self, Self::GroupMma | Self::GroupMmaSmall)
+    }
 }
 
 /// A kernel that sweeps the tiles of `S`.
@@ -181,7 +204,8 @@ impl SweepKernel {
     /// The schemes that it is written in. [`Scheme::WarpMma`] is always one.
     pub const fn schemes(self) -> &'static [Scheme] {
         match self {
-            Self::CosineMatrix | Self::Mine | Self::Ranks | Self::PositiveRanks => {
+            Self::Mine => &[Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall, Scheme::WarpSlices],
+            Self::CosineMatrix | Self::Ranks | Self::PositiveRanks => {
                 &[Scheme::WarpMma, Scheme::GroupMma, Scheme::GroupMmaSmall]
             }
             Self::TopK => &[Scheme::WarpMma, Scheme::GroupMmaSmall],
@@ -249,7 +273,13 @@ impl PlanDevice {
     }
 
     pub(crate) fn runs(&self, scheme: Scheme, dtype: DType) -> bool {
-        scheme == Scheme::WarpMma || self.runs_group_code() && matches!(dtype, DType::F16 | DType::Bf16)
+        match scheme {
+            Scheme::WarpMma => true,
+            Scheme::WarpSlices => dtype == DType::F32,
+            Scheme::GroupMma | Scheme::GroupMmaSmall => {
+                self.runs_group_code() && matches!(dtype, DType::F16 | DType::Bf16)
+            }
+        }
     }
 }
 
@@ -300,17 +330,22 @@ pub struct SweepPlan {
     pub grid: (u32, u32, u32),
 }
 
-/// Whether blocks of the large tiles would leave more than half of the device idle.
-pub(crate) fn leaves_half_idle(n: usize, m: usize) -> bool {
-    2 * n.div_ceil(GROUP_ROWS).saturating_mul(m.div_ceil(GROUP_COLS)) < PLANNED_MULTIPROCESSORS
+/// Whether blocks of the large tiles, of so many columns, would leave more than half of the device idle.
+pub(crate) fn leaves_half_idle(n: usize, m: usize, cols: usize) -> bool {
+    n.div_ceil(TILE).saturating_mul(m.div_ceil(cols)).saturating_mul(2) < PLANNED_MULTIPROCESSORS
 }
+const _: () = assert!(TILE == GROUP_ROWS);
 
 fn choose(kernel: SweepKernel, shape: &SweepShape, device: &PlanDevice) -> Scheme {
     let can = |scheme| kernel.has(scheme) && device.runs(scheme, shape.dtype);
     if let Some(scheme) = device.forced.filter(|&scheme| can(scheme)) {
         return scheme;
     }
-    let small = leaves_half_idle(shape.n.saturating_mul(shape.batch), shape.m) || !can(Scheme::GroupMma);
+    let half_idle = |cols| leaves_half_idle(shape.n.saturating_mul(shape.batch), shape.m, cols);
+    if can(Scheme::WarpSlices) && half_idle(TILE) {
+        return Scheme::WarpSlices;
+    }
+    let small = half_idle(GROUP_COLS) || !can(Scheme::GroupMma);
     if can(Scheme::GroupMmaSmall) && small {
         Scheme::GroupMmaSmall
     } else if can(Scheme::GroupMma) {
@@ -337,6 +372,7 @@ impl SweepPlan {
         let SweepShape { batch, n, m, .. } = shape;
         let (tile_rows, tile_cols, cluster, threads, shared_bytes, stages) = match scheme {
             Scheme::WarpMma => (TILE, TILE, 1, TILE_BLOCK, TILE_SHARED_BYTES, TILE_STAGES),
+            Scheme::WarpSlices => (SLICE_TILE.0, SLICE_TILE.1, 1, SLICE_BLOCK, TILE_SHARED_BYTES, SLICE_STAGES),
             Scheme::GroupMma if kernel.is_light() => {
                 (GROUP_ROWS, GROUP_COLS, GROUP_CLUSTER, GROUP_BLOCK, GROUP_SHARED_BYTES, GROUP_STAGES)
             }
@@ -354,6 +390,7 @@ impl SweepPlan {
         } else {
             let splits = match scheme {
                 Scheme::WarpMma => Splits::new(n, m),
+                Scheme::WarpSlices => Splits::slices(n, m),
                 Scheme::GroupMma => Splits::group(n, m, tile_cols),
                 Scheme::GroupMmaSmall => Splits::small(n, m),
             };

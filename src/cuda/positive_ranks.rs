@@ -32,12 +32,14 @@ const SCORE: TileKernel = TileKernel {
     group: [""; 2],
     step: 1,
     small: ["positive_ranks_score_hopper_f16", "positive_ranks_score_hopper_bf16"],
+    slices: None,
 };
 const COUNT: TileKernel = TileKernel {
     warp: ["positive_ranks_count_f32", "positive_ranks_count_f16", "positive_ranks_count_bf16"],
     group: ["positive_ranks_count_hopper_f16", "positive_ranks_count_hopper_bf16"],
     step: 1,
     small: ["positive_ranks_count_small_hopper_f16", "positive_ranks_count_small_hopper_bf16"],
+    slices: None,
 };
 
 params! {

@@ -28,6 +28,7 @@ pub(super) const RANKS: TileKernel = TileKernel {
     group: ["ranks_hopper_f16", "ranks_hopper_bf16"],
     step: 2,
     small: ["ranks_small_hopper_f16", "ranks_small_hopper_bf16"],
+    slices: None,
 };
 
 params! {

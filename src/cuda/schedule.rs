@@ -136,8 +136,9 @@ impl SweepPlan {
     /// Blocks that a multiprocessor holds at a time.
     pub fn blocks_per_multiprocessor(&self) -> u32 {
         let sixteen_bits = matches!(self.shape.dtype, DType::F16 | DType::Bf16);
-        // `kTileBlocksOf` in kernels/common/tile.cuh.
-        if self.scheme == Scheme::WarpMma && sixteen_bits && self.device.compute_capability >= (9, 0) { 2 } else { 1 }
+        // `kTileBlocksOf` in kernels/common/tile.cuh, `kTileBlocks` in slice_tile.cuh.
+        let twice = self.scheme == Scheme::WarpMma && sixteen_bits || self.scheme == Scheme::WarpSlices;
+        if twice && self.device.compute_capability >= (9, 0) { 2 } else { 1 }
     }
 
     fn slots(&self, multiprocessors: u32) -> usize {

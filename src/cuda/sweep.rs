@@ -6,7 +6,7 @@ use cudarc::driver::CudaStream;
 use super::descriptor::RawMat;
 use super::kernels::Kernels;
 use super::launch::{launch, params};
-use super::plan::{PlanDevice, Scheme, Splits, SweepKernel, SweepPlan, SweepShape, tiles};
+use super::plan::{PlanDevice, Scheme, Splits, SweepKernel, SweepPlan, SweepShape};
 use super::prepare::Operand;
 use super::tile_kernel::{TileKernel, launch_tiles};
 use super::workspace::{Layout, Region};
@@ -114,12 +114,14 @@ pub(crate) const MINE: TileKernel = TileKernel {
     group: ["mine_hopper_f16", "mine_hopper_bf16"],
     step: 2,
     small: ["mine_small_hopper_f16", "mine_small_hopper_bf16"],
+    slices: Some("mine_small_f32"),
 };
 pub(crate) const MINE_STATS: TileKernel = TileKernel {
     warp: ["mine_stats_f32", "mine_stats_f16", "mine_stats_bf16"],
     group: ["mine_stats_hopper_f16", "mine_stats_hopper_bf16"],
     step: 1,
     small: ["mine_stats_small_hopper_f16", "mine_stats_small_hopper_bf16"],
+    slices: Some("mine_stats_small_f32"),
 };
 
 /// The most rows and columns together that are mined by keys, whose words `prepare` clears and counts in 32 bits.
@@ -148,18 +150,25 @@ pub(crate) fn sweep_plan_on(
     if n == 0 || m == 0 || d == 0 || n.saturating_add(m) > MOST_KEYS {
         device.group_code = false;
     } else if select == Select::Pair {
-        device.forced = device.forced.filter(|&scheme| scheme == Scheme::WarpMma).or(Some(Scheme::GroupMmaSmall));
+        device.forced = device
+            .forced
+            .filter(|&scheme| !scheme.is_group() && device.runs(scheme, dtype))
+            .or(Some(Scheme::GroupMmaSmall));
     }
     let plan = SweepPlan::new(SweepKernel::Mine, SweepShape { batch: 1, n, m, d, dtype }, device);
     match select {
-        Select::Pair => SweepPlan { splits: Splits { rows: 1, cols: 1 }, grid: (tiles(n.max(m)) as u32, 1, 1), ..plan },
+        Select::Pair => SweepPlan {
+            splits: Splits { rows: 1, cols: 1 },
+            grid: (n.max(m).div_ceil(plan.tile_rows) as u32, 1, 1),
+            ..plan
+        },
         _ => plan,
     }
 }
 
 /// What a kernel of `plan` makes of `stats`.
 pub(crate) fn collected(plan: &SweepPlan, stats: Stats) -> Stats {
-    if stats == Stats::None && plan.scheme != Scheme::WarpMma { Stats::Keys } else { stats }
+    if stats == Stats::None && plan.scheme.is_group() { Stats::Keys } else { stats }
 }
 
 /// Enqueues one sweep over matrices of type `dtype`, with the splits of its [`sweep_plan`], for what is
@@ -178,7 +187,7 @@ pub(crate) unsafe fn launch_sweep(
     let plan = sweep_plan(kernels, dtype, select, [params.n as usize, params.m as usize], params.d as usize);
     debug_assert_eq!([plan.splits.rows, plan.splits.cols], [params.row_splits as usize, params.col_splits as usize]);
     let mut params = *params;
-    if plan.scheme != Scheme::WarpMma && params.stats == Stats::None as u32 {
+    if plan.scheme.is_group() && params.stats == Stats::None as u32 {
         // Only the similarities of pairs are wanted by a caller that has no keys.
         debug_assert!(select == Select::Pair);
         (params.row_parts, params.col_parts) = (0, 0);

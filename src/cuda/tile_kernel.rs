@@ -24,6 +24,8 @@ pub(crate) struct TileKernel {
     pub step: usize,
     /// [`Scheme::GroupMmaSmall`]: f16, bf16.
     pub small: [&'static str; 2],
+    /// [`Scheme::WarpSlices`], f32 alone, where there is such a kernel.
+    pub slices: Option<&'static str>,
 }
 
 impl TileKernel {
@@ -31,6 +33,12 @@ impl TileKernel {
     pub(crate) const fn name(&self, dtype: DType, scheme: Scheme) -> &'static str {
         let names = match scheme {
             Scheme::WarpMma => return by_dtype(dtype, self.warp),
+            Scheme::WarpSlices => {
+                return match self.slices {
+                    Some(name) => name,
+                    None => by_dtype(dtype, self.warp),
+                };
+            }
             Scheme::GroupMma => self.group,
             Scheme::GroupMmaSmall => self.small,
         };
@@ -66,8 +74,8 @@ pub(crate) unsafe fn launch_tiles<P: Params>(
 ) -> Result<()> {
     let shape = plan.shape;
     let (names, cols) = match plan.scheme {
-        Scheme::WarpMma => {
-            let name = by_dtype(shape.dtype, kernel.warp);
+        Scheme::WarpMma | Scheme::WarpSlices => {
+            let name = kernel.name(shape.dtype, plan.scheme);
             // SAFETY: by the caller's promise.
             return unsafe { launch(kernels, stream, name, plan.grid, plan.threads, plan.shared_bytes, params) };
         }

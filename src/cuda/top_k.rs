@@ -31,6 +31,7 @@ pub(super) const MINE_TOP_K: TileKernel = TileKernel {
     group: [""; 2],
     step: 1,
     small: ["mine_top_k_hopper_f16", "mine_top_k_hopper_bf16"],
+    slices: None,
 };
 
 /// Threads of a block of `mine_top_k_merge`.
