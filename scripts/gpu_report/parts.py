@@ -190,7 +190,7 @@ def sanitizer(setup, key, timeout):
     path = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not os.path.exists(path):
         return {"skipped": "this machine has no compute-sanitizer", "cells": {name: {} for name in names}}
-    with setup.bundle.unpacked("gpu_cells") as program:
+    with setup.bundle.unpacked("gpu_cells") as program, turns.Turns(setup.turns).together():
         code, text = command([path, "--tool", tool, "--error-exitcode", "99", program, *names], timeout, setup.env)
     result = sanitized(code, text, names)
     if not result["ok"]:
@@ -208,7 +208,7 @@ def repeat_names(setup):
 def repeats(setup, name, timeout):
     """One operation again and again: the hashes of all outputs have to be equal."""
     count = 3 if setup.rehearse else REPEATS
-    with setup.bundle.unpacked("gpu_cells") as program:
+    with setup.bundle.unpacked("gpu_cells") as program, turns.Turns(setup.turns).together():
         code, text = command([program, "--repeat", str(count), name], timeout, setup.env)
     lines = [line for line in by_cell(text).get(name, []) if line.startswith("{")]
     found = json.loads(lines[-1]) if lines else {"error": text.strip()[-500:]}
