@@ -419,7 +419,7 @@ fn a_step_with_formulas_is_three_products_and_stores_similarities_once() {
 fn copied(kernel: &str, (n, d): (usize, usize)) -> (&'static str, u64) {
     let (counter, rows, cols) = match kernel {
         k if k.contains("_small_hopper") => ("bulk_load_bytes", 128, 64),
-        k if k.starts_with("cosine_matrix_hopper") => ("bulk_load_bytes", 256, 256),
+        k if k.starts_with("cosine_matrix_hopper") || k.starts_with("ranks_hopper") => ("bulk_load_bytes", 256, 256),
         k if k.contains("_hopper") => ("bulk_load_bytes", 256, 128),
         _ => ("async_copy_bytes", 128, 128),
     };

@@ -165,10 +165,11 @@ fn rows_with_many_triples() {
 fn sums_in_order(targets: usize, of: &[i32], other: &[i32], others: usize, values: &[f32]) -> Vec<f32> {
     let mut sums = vec![0.0f32; targets];
     for ((&t, &o), value) in of.iter().zip(other).zip(values) {
-        if let (Ok(t), Ok(o)) = (usize::try_from(t), usize::try_from(o)) {
-            if t < targets && o < others {
-                sums[t] += value;
-            }
+        if let (Ok(t), Ok(o)) = (usize::try_from(t), usize::try_from(o))
+            && t < targets
+            && o < others
+        {
+            sums[t] += value;
         }
     }
     sums

@@ -50,7 +50,9 @@ def clocks():
 
 
 def first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """What an error says first; of one that only says that another was raised, what that says too."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]
 
 
 class Turn:

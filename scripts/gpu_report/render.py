@@ -148,7 +148,8 @@ def suite_lines(parts):
 
 def latency_rows(part):
     rows = ["| step, type, n (d = 1024) | in a graph of 50 | a replay each | with a wait each |", "| --- | --- | --- | --- |"]
-    for key, cell in part["cells"].items():
+    by_size = lambda item: (*item[0].split("/")[:2], int(item[0].split("/")[2]))
+    for key, cell in sorted(part["cells"].items(), key=by_size):
         if "seconds" not in cell:
             rows.append(f"| {key} | not measured: {str(cell.get('skipped') or cell.get('error')).strip().splitlines()[-1][:120]} | | |")
             continue

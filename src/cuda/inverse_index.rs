@@ -213,7 +213,7 @@ mod tests {
         }
         for count in [TILE + 1, 3 * TILE, BLOCKS * TILE, BLOCKS * TILE + 1, 1_000_003, i32::MAX as usize] {
             let Chunks { chunk, blocks } = Chunks::of(count).unwrap();
-            assert!(chunk.is_multiple_of(TILE) && blocks <= BLOCKS && blocks >= 2, "{count}");
+            assert!(chunk.is_multiple_of(TILE) && (2..=BLOCKS).contains(&blocks), "{count}");
             assert!((blocks - 1) * chunk < count && count <= blocks * chunk, "{count}");
             // Where a block begins and ends, and what it loads beyond, is a u32.
             assert!(u32::try_from(blocks * chunk + TILE).is_ok(), "{count}");

@@ -10,7 +10,7 @@ use super::goal_plan::{KEYS, TICKETS, blocks, goal_step_workspace_bytes};
 use super::goal_small;
 use super::inverse_index::index_launches;
 use super::op_plan::{Arithmetic, Floor, Plan, PlannedLaunch};
-use super::plan::{PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape, TILE, tiles};
+use super::plan::{PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape, TILE};
 use super::prepare::{BLOCK, Prepare, Wants, by_dtype};
 use super::row_norms::gradient_kernel;
 use super::split::{SPLIT, Split, choice, splits};
@@ -114,9 +114,10 @@ impl Inputs {
         }
     }
 
-    /// Operations of the products of so many tiles, which are made whole and in steps of 128 bytes.
-    pub(super) fn of_tiles(&self, tiles: f64, rows: usize, cols: usize) -> f64 {
-        let depth = (self.d * self.dtype.size()).next_multiple_of(128) / self.dtype.size();
+    /// Operations of the products of so many tiles, which are made whole and in steps of 128 bytes, or in halves of them.
+    fn of_tiles(&self, scheme: Scheme, tiles: f64, [rows, cols]: [usize; 2]) -> f64 {
+        let step = if scheme == Scheme::WarpSlices { 64 } else { 128 };
+        let depth = (self.d * self.dtype.size()).next_multiple_of(step) / self.dtype.size();
         2.0 * tiles * (rows * cols) as f64 * depth as f64
     }
 
@@ -174,7 +175,7 @@ impl Inputs {
             shared_bytes: plan.shared_bytes,
             scheme: plan.scheme,
             sweep: Some(plan),
-            operations: self.of_tiles(tiles, plan.tile_rows, plan.tile_cols),
+            operations: self.of_tiles(plan.scheme, tiles, [plan.tile_rows, plan.tile_cols]),
             ..self.simple(kernel, plan.grid, plan.threads, [self.rows(lines) + factors + read, written])
         }
     }
@@ -199,15 +200,18 @@ impl Inputs {
     /// The sweep over the tiles with the pairs alone, which writes `more` besides, and what it leaves.
     pub(super) fn pairs(&self, scaled: bool, more: f64) -> (PlannedLaunch, Left) {
         let (plan, kernel, left) = self.mining(Select::Pair, Stats::None);
-        // The tiles are whole, also where one matrix ends before the other.
-        let reach = tiles(self.n.min(self.m)) * TILE;
+        // The tiles are whole, also where one matrix ends before the other; narrow ones lie side by side, as far as there are
+        // columns.
+        let [rows, cols] = if plan.scheme == Scheme::WarpSlices { [plan.tile_rows, plan.tile_cols] } else { [TILE; 2] };
+        let reach = self.n.min(self.m).next_multiple_of(rows);
+        let count = (reach / cols).min(self.m.div_ceil(cols));
         let lines = (self.n.min(reach) + self.m.min(reach)) as f64;
         let factors = if scaled { 4.0 * lines } else { 0.0 };
         let traffic = [self.rows(lines) + factors + left.read, left.bytes + more];
         let launch = PlannedLaunch {
             shared_bytes: plan.shared_bytes,
             scheme: plan.scheme,
-            operations: self.of_tiles(tiles(self.n.min(self.m)) as f64, TILE, TILE),
+            operations: self.of_tiles(plan.scheme, count as f64, [rows, cols]),
             ..self.simple(kernel, plan.grid, plan.threads, traffic)
         };
         (launch, left)
