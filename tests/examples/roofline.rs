@@ -39,7 +39,7 @@ fn it_puts_counters_beside_the_plan_they_belong_to() {
     };
     let lines = [
         launch("prepare_f32", [16, 1, 1], 256),
-        launch("mine_f32", [1, 1, 1], 256),
+        launch("mine_small_f32", [4, 2, 1], 128),
         launch("mine_merge", [1, 1, 1], 256),
     ];
     std::fs::write(&file, lines.join("\n")).expect("a file");
