@@ -22,6 +22,8 @@ __device__ __forceinline__ Relative relative_mean(float sum, uint32_t count) {
 __device__ __forceinline__ bool is_ms(const GoalParams& p) { return p.stats >= kStatsLin; }
 
 constexpr uint32_t kFlush = 64;  // terms of R+ that a lane adds up before it adds them to its total, to bound rounding
+constexpr uint32_t kPositivesAhead = 4;  // of them that a lane loads before it adds the first
+static_assert(kFlush % kPositivesAhead == 0, "a lane adds whole loads to its total");
 
 // R+ of the anchors first ... first + A - 1, whose hardest values these are: over the other pairs' similarities that are at
 // most the anchor's hardest value plus eps. All lanes of one warp call this and get the result.
@@ -44,20 +46,38 @@ __device__ __forceinline__ void positive_relative(const GoalParams& p, const Goa
         count[a] = 0;
     }
     uint32_t pending = 0;
-    for (uint32_t j = lane_id(); j < p.n; j += kWarpSize) {
-        const float other = p.pos[j];
-        const int64_t other_group = grouped ? s.other_groups[j] : 0;
+    for (uint32_t base = 0; base < p.n; base += kPositivesAhead * kWarpSize) {
+        float other[kPositivesAhead];
+        int64_t other_group[kPositivesAhead];
+#pragma unroll
+        for (uint32_t k = 0; k < kPositivesAhead; ++k) {
+            const uint32_t j = base + k * kWarpSize + lane_id();
+            other[k] = j < p.n ? p.pos[j] : quiet_nan();
+            other_group[k] = grouped && j < p.n ? s.other_groups[j] : 0;
+        }
+        // Without branches, so that the terms of one load are evaluated side by side: adding 0 changes no sum.
 #pragma unroll
         for (uint32_t a = 0; a < A; ++a) {
-            const bool member = j != first + a && other <= bound[a] && !(grouped && other_group == group[a]);
-            const float difference = own[a] - other;
-            if (member) {
-                part[a] += sig ? expf(alpha * difference) : difference;
+            float term[kPositivesAhead];
+            bool member[kPositivesAhead];
+#pragma unroll
+            for (uint32_t k = 0; k < kPositivesAhead; ++k) {
+                const bool own_pair = base + k * kWarpSize + lane_id() == first + a;
+                const bool same_group = grouped & (other_group[k] == group[a]);
+                term[k] = own[a] - other[k];
+                member[k] = !own_pair & (other[k] <= bound[a]) & !same_group;
                 // The paper's code divides by the number of non-zero terms.
-                count[a] += sig || difference != 0.0f ? 1 : 0;
+                count[a] += member[k] & (sig | (term[k] != 0.0f)) ? 1 : 0;
             }
+            if (sig) {
+#pragma unroll
+                for (uint32_t k = 0; k < kPositivesAhead; ++k) term[k] = expf(alpha * term[k]);
+            }
+#pragma unroll
+            for (uint32_t k = 0; k < kPositivesAhead; ++k) part[a] += member[k] ? term[k] : 0.0f;
         }
-        if (++pending < kFlush) continue;
+        pending += kPositivesAhead;
+        if (pending < kFlush) continue;
         pending = 0;
 #pragma unroll
         for (uint32_t a = 0; a < A; ++a) {
