@@ -65,7 +65,7 @@ __device__ __forceinline__ void normalize_backward_body(const NormalizeBackwardP
         G* dx = static_cast<G*>(p.dx) + i * p.ld_dx;          // (d)
         const bool aligned = p.aligned & 1;
         const RowNorm r = measure_row(x, p.d, aligned);
-        const float inv = r.inv();
+        const float inv = r.inverse;
         const auto unit = [&](float v) { return scale_pow2(v, -r.exponent) * inv; };
         float radial = 0.0f;
         for_each_vector(x, p.d, aligned, [&](uint32_t col, const float(&v)[kVector<T>]) {
@@ -107,7 +107,7 @@ template <typename T, bool kHeld>
 __device__ __forceinline__ RowNorm prepare_row(const PrepareSide& s, uint32_t i, const Row<T, kHeld>& row, bool normalize) {
     const RowNorm r = measure_row(row);
     if (lane_id() == 0) {
-        if (s.inv != nullptr) s.inv[i] = r.inv();
+        if (s.inv != nullptr) s.inv[i] = r.inverse;
         if (s.exponent != nullptr) s.exponent[i] = r.exponent;
     }
     if (s.staged == nullptr) return r;
@@ -134,7 +134,7 @@ __device__ __forceinline__ float pair_similarity(const PrepareParams& p, const R
     });
     sum = warp_sum(sum);
     if (!p.normalize || sizeof(T) == 4) return sum;
-    return sum * rx.inv() * ry.inv();
+    return sum * rx.inverse * ry.inverse;
 }
 
 // The smallest similarity of the pairs of this warp.
@@ -146,7 +146,7 @@ __device__ __forceinline__ float prepare_rows(const PrepareParams& p) {
         // Both are under way before the first of them is looked at.
         const Row<T, kHeld> x(in_x ? source_row<T>(p.x, i) : nullptr, in_x ? p.d : 0, p.x.aligned);
         const Row<T, kHeld> y(in_y ? source_row<T>(p.y, i) : nullptr, in_y ? p.d : 0, p.y.aligned);
-        RowNorm rx{}, ry{};
+        RowNorm rx, ry;
         if (in_x) rx = prepare_row<T>(p.x, i, x, p.normalize);
         if (in_y) ry = prepare_row<T>(p.y, i, y, p.normalize);
         if (p.pmin != nullptr && in_x && in_y) low = fminf(low, pair_similarity<T>(p, x, y, rx, ry));

@@ -63,7 +63,7 @@ __device__ __forceinline__ void split_row(const PrepareSide& s, uint32_t i, uint
     if (scaling != kSplitAsIs) {
         const RowNorm r = measure_row(x, d, s.aligned);
         shift = scaling == kSplitNorm ? r.exponent : shift_of(r.exponent);
-        if (lane_id() == 0) s.inv[i] = scaling == kSplitNorm ? r.inv() : pow2(shift);
+        if (lane_id() == 0) s.inv[i] = scaling == kSplitNorm ? r.inverse : pow2(shift);
     }
     __nv_bfloat16* const out = static_cast<__nv_bfloat16*>(s.staged) + i * s.staged_ld;  // (3, depth)
     const uint32_t depth = uint32_t(s.staged_ld) / 3;

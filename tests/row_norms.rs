@@ -115,6 +115,43 @@ fn squares_neither_overflow_nor_underflow() {
     });
 }
 
+/// The kernels divide by a reciprocal and two corrections. Elements from the row's largest one down to its smallest, over the
+/// whole range of f32 and among them both zeros; norms just above and below powers of two.
+#[test]
+fn unit_elements_on_cuda_are_rounded_quotients() {
+    on_every_backend(|backend| {
+        if !is_cuda(backend) {
+            return;
+        }
+        let (n, d) = (24, 301);
+        let mut values: Vec<f64> = pair(Kind::Sphere, 9, n, 1, d).0;
+        for (at, v) in values.iter_mut().enumerate() {
+            let (row, k) = (at / d, at % d);
+            let exponent = if k == 0 { 0 } else { -((k * (1 + row % 3)) as i32 % 140) };
+            let mantissa = if row % 4 == 0 { 1.0 + (k % 3) as f64 * 2f64.powi(-23) } else { 1.0 + v.abs().min(0.999) };
+            *v = mantissa.copysign(*v) * 2f64.powi(exponent) * if k % 50 == 49 { 0.0 } else { 1.0 };
+        }
+        let x = Matrix::<f32>::new(&values, n, d, ODD);
+        let (mut norms, mut unit) = (vec![0f32; n], Matrix::<f32>::poisoned(n, d, TIGHT));
+        backend.row_norms(x.view(), &mut norms).expect("row_norms");
+        backend.normalize(x.view(), unit.view_mut()).expect("normalize");
+        let (x, unit) = (x.values(), unit.written("unit"));
+        let mut tiny = 0;
+        for (at, (&v, &got)) in x.iter().zip(&unit).enumerate() {
+            let (v, got) = (v as f32, got as f32);
+            let want = v / norms[at / d];
+            let (want_bits, got_bits) = (want.to_bits(), got.to_bits());
+            if v.abs() >= 2f32.powi(-100) || v == 0.0 {
+                assert_eq!(got_bits, want_bits, "{v:e} / {:e} = {want:e}, not {got:e}", norms[at / d]);
+            } else {
+                tiny += 1;
+                assert!(want_bits.abs_diff(got_bits) <= 1, "{v:e} / {:e} = {want:e}, not {got:e}", norms[at / d]);
+            }
+        }
+        assert!(tiny > 100, "{tiny} elements below 2^-100");
+    });
+}
+
 fn special_cell<T: Element, G: GradientOf<T>>(backend: &Backend) {
     let (n, d) = (5, 9);
     let mut x = Matrix::<T>::new(&pair(Kind::Sphere, 2, n, 1, d).0, n, d, ODD);

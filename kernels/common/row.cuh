@@ -7,11 +7,24 @@
 struct RowNorm {
     float norm;
     int exponent;
+    float inverse;  // what a scaled element is multiplied by to normalise it: 0 for a zero row, NaN for a norm that is not finite
+
+    __device__ __forceinline__ RowNorm() : norm(0.0f), exponent(0), inverse(0.0f) {}
+    __device__ __forceinline__ RowNorm(float scaled_norm, int power)
+        : norm(scaled_norm), exponent(power), inverse(is_zero() ? 0.0f : is_finite() ? 1.0f / scaled_norm : quiet_nan()) {}
 
     __device__ __forceinline__ bool is_zero() const { return norm == 0.0f; }
     __device__ __forceinline__ bool is_finite() const { return magnitude_bits(norm) < kInfinityBits; }
-    // What a scaled element is multiplied by to normalise it: 0 for a zero row, NaN where the norm is not finite.
-    __device__ __forceinline__ float inv() const { return is_zero() ? 0.0f : is_finite() ? 1.0f / norm : quiet_nan(); }
+
+    // scaled / norm, of an element of the row. Without the branch that a division has for numbers out of range: no norm comes near
+    // the ends of f32. The second correction rounds as a division does wherever remainders are exact, which is from 2^-100 on,
+    // and else to one of the two numbers next to the quotient.
+    __device__ __forceinline__ float divide(float scaled) const {
+        float q = scaled * inverse;
+#pragma unroll
+        for (int correction = 0; correction < 2; ++correction) q = fmaf(fmaf(-q, norm, scaled), inverse, q);
+        return copysignf(q, scaled);  // corrections make -0 a 0
+    }
 };
 
 // f16 rows are not scaled: their squares fit f32 anyway.
@@ -139,5 +152,5 @@ __device__ __forceinline__ RowNorm measure_row(const T* row, uint32_t d, bool al
 template <typename T>
 __device__ __forceinline__ float unit_element(float v, const RowNorm& r) {
     const float s = kScaled<T> ? scale_pow2(v, -r.exponent) : v;
-    return r.is_zero() ? 0.0f : r.is_finite() ? s / r.norm : quiet_nan();
+    return r.is_zero() ? 0.0f : r.is_finite() ? r.divide(s) : quiet_nan();
 }
