@@ -12,7 +12,7 @@
 
 constexpr uint32_t kDigitBits = 5;
 constexpr uint32_t kDigits = 1u << kDigitBits;
-constexpr uint32_t kSortAhead = 4;  // times 32 entries whose keys are loaded at a time: each is two loads in a row
+constexpr uint32_t kSortAhead = 8;  // times 32 entries whose keys are loaded at a time: each is two loads in a row
 
 // Shared memory of the sort: one counter per digit for each of W warps.
 template <uint32_t W>
