@@ -10,9 +10,9 @@
 //   Outputs must not alias anything.
 //
 // Work    a block per row of X, then of Y; a thread takes 4 columns at a time. Two passes over a normalised row: for
-//         u_i . g_i and for the result.
+//         u_i . g_i and for the result; the second one reads rows of more than 1024 columns again.
 // Launch  grid = rows of X + rows of Y, block = 32 ceil(d / 128) up to 256.
-// Bound   memory: sums, own rows and gradients, read once from memory and once from the cache.
+// Bound   memory: sums and own rows read once from memory, gradients written once.
 // Order   u_i . g_i by a fixed tree. Integer atomics alone (overflow). Identical bits between runs and devices.
 // Needs   sm_80.
 #include <type_traits>
@@ -33,18 +33,19 @@ union Columns {
     __device__ Columns() {}
 };
 
-// Columns [col, col + kColumns) of a row, zeros from column d on; with `aligned` the row starts on a 16-byte boundary.
+// Columns [col, col + kColumns) of a row as they lie in memory, zeros from column d on; with `aligned` the row starts on a 16-byte
+// boundary.
 template <typename T>
-__device__ __forceinline__ void load_columns(const T* row, uint32_t col, uint32_t d, bool aligned, float (&v)[kColumns]) {
+__device__ __forceinline__ void load_columns(const T* row, uint32_t col, uint32_t d, bool aligned, Columns<T>& v) {
+    v.bits = {};
     if (aligned && col + kColumns <= d) {
-        Columns<T> c;
-        c.bits = *reinterpret_cast<const decltype(c.bits)*>(row + col);
-#pragma unroll
-        for (uint32_t k = 0; k < kColumns; ++k) v[k] = to_f32(c.lanes[k]);
+        v.bits = *reinterpret_cast<const decltype(v.bits)*>(row + col);
         return;
     }
 #pragma unroll
-    for (uint32_t k = 0; k < kColumns; ++k) v[k] = col + k < d ? to_f32(row[col + k]) : 0.0f;
+    for (uint32_t k = 0; k < kColumns; ++k) {
+        if (col + k < d) v.lanes[k] = row[col + k];
+    }
 }
 
 template <typename T>
@@ -62,6 +63,7 @@ __device__ __forceinline__ void store_columns(T* row, uint32_t col, uint32_t d, 
     }
 }
 
+// What a row's terms are multiplied by. Loads first, none of which waits for another one's result.
 template <typename T>
 struct Finish {
     const PairwiseFinishSide& s;
@@ -69,55 +71,59 @@ struct Finish {
     const uint32_t t;
     const bool normalised = s.own_inv != nullptr;
     const float inv = normalised ? s.own_inv[t] : 1.0f;
+    const int exponent = normalised ? s.own_exponent[t] : 0;
+    const float weight = t < p.pairs ? p.diagonal[t] : 0.0f;
+    const float other_inv = t < p.pairs && s.other_inv != nullptr ? s.other_inv[t] : 1.0f;
+    const float factor = p.upstream == nullptr ? p.factor : *p.upstream * p.factor;
     const float to_unit = sizeof(T) == 4 ? 1.0f : inv;
     // The products' operands and weights carry the scale of the rows: see pairwise_weights.
     const float from_sums = sizeof(T) == 2 && normalised ? 1.0f / inv : 1.0f;
-    const bool paired = t < p.pairs && p.diagonal[t] != 0.0f;
-    const float diagonal = paired ? p.diagonal[t] * (s.other_inv == nullptr ? 1.0f : s.other_inv[t]) : 0.0f;
+    const bool paired = weight != 0.0f;
+    const float diagonal = paired ? weight * other_inv : 0.0f;
 
     __device__ __forceinline__ Finish(const PairwiseFinishSide& side, const PairwiseFinishParams& params, uint32_t target)
         : s(side), p(params), t(target) {}
 
-    __device__ __forceinline__ void gradient(uint32_t col, float (&g)[kColumns]) const {
+    // Columns [col, col + kColumns) of g_i and, with normalised rows, of u_i.
+    __device__ __forceinline__ void columns(uint32_t col, float (&g)[kColumns], float (&u)[kColumns]) const {
+        float4 sums[2];
+        Columns<T> own, other;
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+            // ldg is a multiple of 8 that is at least d.
+            if (s.g[side] != nullptr) sums[side] = *reinterpret_cast<const float4*>(s.g[side] + t * p.ldg + col);
+        }
+        if (normalised) load_columns(static_cast<const T*>(s.own) + t * s.own_ld, col, p.d, true, own);
+        if (paired) load_columns(static_cast<const T*>(s.other) + t * s.other_ld, col, p.d, true, other);
 #pragma unroll
         for (uint32_t k = 0; k < kColumns; ++k) g[k] = 0.0f;
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
             if (s.g[side] == nullptr) continue;
-            // ldg is a multiple of 8 that is at least d.
-            const float4 v = *reinterpret_cast<const float4*>(s.g[side] + t * p.ldg + col);
-            g[0] += v.x, g[1] += v.y, g[2] += v.z, g[3] += v.w;
+            g[0] += sums[side].x, g[1] += sums[side].y, g[2] += sums[side].z, g[3] += sums[side].w;
         }
 #pragma unroll
-        for (uint32_t k = 0; k < kColumns; ++k) g[k] = col + k < p.d ? g[k] * from_sums : 0.0f;
-        if (!paired) return;
-        float v[kColumns];
-        load_columns(static_cast<const T*>(s.other) + t * s.other_ld, col, p.d, true, v);
-#pragma unroll
-        for (uint32_t k = 0; k < kColumns; ++k) g[k] = fmaf(diagonal, v[k], g[k]);
-    }
-    __device__ __forceinline__ void own(uint32_t col, float (&u)[kColumns]) const {
-        load_columns(static_cast<const T*>(s.own) + t * s.own_ld, col, p.d, true, u);
-#pragma unroll
-        for (uint32_t k = 0; k < kColumns; ++k) u[k] *= to_unit;
+        for (uint32_t k = 0; k < kColumns; ++k) {
+            g[k] = col + k < p.d ? g[k] * from_sums : 0.0f;
+            if (paired) g[k] = fmaf(diagonal, to_f32(other.lanes[k]), g[k]);
+            if (normalised) u[k] = to_f32(own.lanes[k]) * to_unit;
+        }
     }
 };
 
+// One step of the block covers a row of up to 1024 columns, which is then still in the registers when it is written.
 template <typename T, typename G>
 __device__ __forceinline__ void finish_row_of(const PairwiseFinishSide& s, const PairwiseFinishParams& p, uint32_t t,
                                               float* scratch) {
     const Finish<T> f(s, p, t);
     G* out = static_cast<G*>(s.out) + t * s.out_ld;  // (d)
-    const float factor = p.upstream == nullptr ? p.factor : *p.upstream * p.factor;
-    const int exponent = f.normalised ? s.own_exponent[t] : 0;
     const bool zero_row = f.normalised && f.inv == 0.0f;
     const uint32_t first = threadIdx.x * kColumns, step = blockDim.x * kColumns;
+    float g[kColumns], u[kColumns];
     float radial = 0.0f;
     if (f.normalised) {
         for (uint32_t col = first; col < p.d; col += step) {
-            float g[kColumns], u[kColumns];
-            f.gradient(col, g);
-            f.own(col, u);
+            f.columns(col, g, u);
 #pragma unroll
             for (uint32_t k = 0; k < kColumns; ++k) radial = fmaf(u[k], g[k], radial);
         }
@@ -125,16 +131,15 @@ __device__ __forceinline__ void finish_row_of(const PairwiseFinishSide& s, const
     }
     uint32_t overflow = 0;
     for (uint32_t col = first; col < p.d; col += step) {
-        float g[kColumns], u[kColumns], before[kColumns];
+        Columns<G> before;
         G rounded[kColumns];
-        f.gradient(col, g);
-        if (f.normalised) f.own(col, u);
+        if (!f.normalised || p.d > step) f.columns(col, g, u);
         if (p.accumulate) load_columns(out, col, p.d, s.out_aligned, before);
 #pragma unroll
         for (uint32_t k = 0; k < kColumns; ++k) {
-            float v = g[k] * factor;
-            if (f.normalised) v = zero_row ? 0.0f : scale_pow2((g[k] - u[k] * radial) * factor * f.inv, -exponent);
-            if (p.accumulate) v += before[k];
+            float v = g[k] * f.factor;
+            if (f.normalised) v = zero_row ? 0.0f : scale_pow2((g[k] - u[k] * radial) * f.factor * f.inv, -f.exponent);
+            if (p.accumulate) v += to_f32(before.lanes[k]);
             rounded[k] = from_f32<G>(v);
             const bool infinite = magnitude_bits(to_f32(rounded[k])) == kInfinityBits && magnitude_bits(v) < kInfinityBits;
             if (sizeof(G) == 2 && infinite && col + k < p.d) ++overflow;
