@@ -32,11 +32,13 @@ namespace {
 
 constexpr uint32_t kBlocks = 2;  // on a multiprocessor
 constexpr uint32_t kAhead = 8;   // partial states that are loaded before the first of them is merged
+constexpr uint32_t kTermsAhead = 4;  // of a gradient row whose operands are loaded before the first is added
 
 // What the first half of a block's work leaves for the second, per row of the gradients.
 struct Row {
-    float of_pair;      // coefficient of the anchor's own pair
-    float of_negative;  // of its hardest negative
+    float of_pair;      // weight of the anchor's own pair
+    float inv_pair;     // factor of that row of the other matrix
+    float of_negative;  // coefficient of the anchor's hardest negative
     int32_t negative;   // -1: none
     uint32_t begin;     // the anchors that chose the row, in the list of their direction
     uint32_t end;
@@ -108,8 +110,9 @@ __device__ __forceinline__ LineState state_if_best(const GoalSide& s, uint32_t n
 
 // The own anchors of the block's rows in direction s. With relative similarities they are those of row `r`, by all lanes of a
 // warp; else those of all rows, by a lane each.
-__device__ __forceinline__ void weigh_own(const GoalParams& p, const GoalSide& s, uint32_t t0, uint32_t pairs, uint32_t r,
-                                          const StatsRule& rule, Row* rows) {
+// `g` says how the other matrix is scaled.
+__device__ __forceinline__ void weigh_own(const GoalParams& p, const GoalSide& s, const GatherSide& g, uint32_t t0,
+                                          uint32_t pairs, uint32_t r, const StatsRule& rule, Row* rows) {
     const bool together = is_ms(p);
     if (!together) r = lane_id();
     const uint32_t t = t0 + r;
@@ -123,7 +126,8 @@ __device__ __forceinline__ void weigh_own(const GoalParams& p, const GoalSide& s
     if (!inside || (together && lane_id() != 0)) return;
     const AnchorWeights w = weigh_anchor(p, line, p.pos[t], rs_pos[0].mean);
     rows[r].of_pair = w.of_pair();
-    rows[r].of_negative = w.of_negative();
+    rows[r].inv_pair = inv_of(g, t);
+    rows[r].of_negative = line.index >= 0 ? w.of_negative() * inv_of(g, line.index) : 0.0f;
     rows[r].negative = line.index;
     if (s.detail != nullptr) write_detail(p, s, t, line, w, rs_pos[0]);
 }
@@ -269,11 +273,12 @@ __device__ __forceinline__ void goal_small_body(const GoalSmallParams& params) {
     for (uint32_t task = warp_id(); task < tasks; task += blockDim.x / kWarpSize) {
         const bool of_x = task % 2 == 0;
         const int side = of_x ? 0 : 1;
+        const GatherSide& g = of_x ? params.gather.x : params.gather.y;
         if (task < 2) {
-            find_anchors(p, of_x ? p.ti : p.it, of_x ? params.gather.x : params.gather.y, t0, pairs, words, rule,
-                         shared.chosen[side], shared.list[side], shared.weight[side], shared.rows[side]);
+            find_anchors(p, of_x ? p.ti : p.it, g, t0, pairs, words, rule, shared.chosen[side], shared.list[side],
+                         shared.weight[side], shared.rows[side]);
         } else {
-            weigh_own(p, of_x ? p.it : p.ti, t0, pairs, task / 2 - 1, rule, shared.rows[side]);
+            weigh_own(p, of_x ? p.it : p.ti, g, t0, pairs, task / 2 - 1, rule, shared.rows[side]);
         }
     }
     __syncthreads();  // the terms of all rows are in place
@@ -304,16 +309,29 @@ __device__ __forceinline__ void goal_small_body(const GoalSmallParams& params) {
         const Row row = shared.rows[side][place];
         const uint16_t* list = shared.list[side];
         const float* weight = shared.weight[side];
-        const float of_pair = shared.rows[0][place].of_pair + shared.rows[1][place].of_pair;
+        const float of_pair = (shared.rows[0][place].of_pair + shared.rows[1][place].of_pair) * row.inv_pair;
+        // Terms of the row, in order: its pair, its own negative, the anchors that chose it.
+        const uint32_t own_terms = row.negative >= 0 ? 2 : 1, count = own_terms + (row.end - row.begin);
+        const auto source = [&](uint32_t i) {
+            return i == 0 ? t : i < own_terms ? uint32_t(row.negative) : uint32_t(list[row.begin + (i - own_terms)]);
+        };
+        const auto coefficient = [&](uint32_t i) {
+            return i == 0 ? of_pair : i < own_terms ? row.of_negative : weight[row.begin + (i - own_terms)];
+        };
         const auto sum = [&](uint32_t col, float (&g)[kGatherColumns]) {
 #pragma unroll
             for (uint32_t k = 0; k < kGatherColumns; ++k) g[k] = 0.0f;
-            add_term<T>(s, params.gather, t, of_pair * inv_of(s, t), col, g);
-            if (row.negative >= 0) {
-                add_term<T>(s, params.gather, row.negative, row.of_negative * inv_of(s, row.negative), col, g);
+            if (col + kGatherColumns <= params.gather.d) {
+#pragma unroll 1
+                for (uint32_t i = 0; i < count; i += kTermsAhead) {
+                    add_terms<T, kTermsAhead>(
+                        s, count - i, col, [&](uint32_t k) { return source(i + k); },
+                        [&](uint32_t k) { return coefficient(i + k); }, g);
+                }
+            } else {
+#pragma unroll 1
+                for (uint32_t i = 0; i < count; ++i) add_term<T>(s, params.gather, source(i), coefficient(i), col, g);
             }
-#pragma unroll 4
-            for (uint32_t i = row.begin; i < row.end; ++i) add_term<T>(s, params.gather, list[i], weight[i], col, g);
         };
         overflow += gather_row<T, G>(s, params.gather, t, threadIdx.x - group * row_threads, row_threads, sum, join);
     }

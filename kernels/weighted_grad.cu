@@ -87,7 +87,7 @@ class Gather {
                 __syncthreads();  // these terms are in place
             }
             if (col + kGatherColumns <= p.d) {
-                add_terms(first, first + some, col, g);
+                add_slots(first, first + some, col, g);
             } else {
 #pragma unroll 1
                 for (uint32_t i = first; i < first + some; ++i) add_term<T>(s, p, terms.source[i], terms.weight[i], col, g);
@@ -143,30 +143,12 @@ class Gather {
     }
 
     // Adds the terms in slots [first, last), in order, of columns that are all inside the row.
-    __device__ __forceinline__ void add_terms(uint32_t first, uint32_t last, uint32_t col, float (&g)[kGatherColumns]) const {
+    __device__ __forceinline__ void add_slots(uint32_t first, uint32_t last, uint32_t col, float (&g)[kGatherColumns]) const {
 #pragma unroll 1
-        for (uint32_t slot = first; slot < last; slot += kTermsAhead<T>) add_batch(slot, last - slot, col, g);
-    }
-
-    // The terms in the slots from `slot` on, but no more than `most`: first all loads, then all additions.
-    __device__ __forceinline__ void add_batch(uint32_t slot, uint32_t most, uint32_t col, float (&g)[kGatherColumns]) const {
-        constexpr uint32_t kAhead = kTermsAhead<T>, kParts = kGatherColumns / kVector<T>;
-        const T* other = static_cast<const T*>(s.other) + col;
-        Packed<T> packed[kAhead][kParts];
-#pragma unroll
-        for (uint32_t k = 0; k < kAhead; ++k) {
-            if (k >= most) continue;
-            const uint4* row = reinterpret_cast<const uint4*>(other + terms.source[slot + k] * s.other_ld);
-#pragma unroll
-            for (uint32_t part = 0; part < kParts; ++part) packed[k][part].bits = row[part];
-        }
-#pragma unroll
-        for (uint32_t k = 0; k < kAhead; ++k) {
-            if (k >= most) continue;
-#pragma unroll
-            for (uint32_t c = 0; c < kGatherColumns; ++c) {
-                g[c] = fmaf(terms.weight[slot + k], to_f32(packed[k][c / kVector<T>].lanes[c % kVector<T>]), g[c]);
-            }
+        for (uint32_t slot = first; slot < last; slot += kTermsAhead<T>) {
+            add_terms<T, kTermsAhead<T>>(
+                s, last - slot, col, [&](uint32_t k) { return terms.source[slot + k]; },
+                [&](uint32_t k) { return terms.weight[slot + k]; }, g);
         }
     }
 };

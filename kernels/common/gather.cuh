@@ -17,6 +17,29 @@ __device__ __forceinline__ void load_columns(const T* row, uint32_t col, uint32_
     }
 }
 
+// Columns [col, col + 8) of a row as they lie in memory, zeros from column d on. Nothing waits for them before they are used.
+template <typename T>
+struct RawColumns {
+    Packed<T> parts[kGatherColumns / kVector<T>];
+
+    __device__ __forceinline__ void load(const T* row, uint32_t col, uint32_t d) {
+#pragma unroll
+        for (uint32_t part = 0; part < kGatherColumns / kVector<T>; ++part) {
+            const uint32_t first = col + part * kVector<T>;
+            parts[part].bits = {0, 0, 0, 0};
+            if (first + kVector<T> <= d) {
+                parts[part].bits = *reinterpret_cast<const uint4*>(row + first);
+            } else {
+#pragma unroll
+                for (uint32_t k = 0; k < kVector<T>; ++k) {
+                    if (first + k < d) parts[part].lanes[k] = row[first + k];
+                }
+            }
+        }
+    }
+    __device__ __forceinline__ float operator[](uint32_t k) const { return to_f32(parts[k / kVector<T>].lanes[k % kVector<T>]); }
+};
+
 // g[k] += coefficient other[row, col + k], which is one more term of the sum.
 template <typename T>
 __device__ __forceinline__ void add_term(const GatherSide& s, const GatherParams& p, uint32_t row, float coefficient,
@@ -25,6 +48,30 @@ __device__ __forceinline__ void add_term(const GatherSide& s, const GatherParams
     load_columns(static_cast<const T*>(s.other) + row * s.other_ld, col, p.d, v);
 #pragma unroll
     for (uint32_t k = 0; k < kGatherColumns; ++k) g[k] = fmaf(coefficient, v[k], g[k]);
+}
+
+// Adds columns [col, col + 8), all inside the rows, of up to kAhead terms, no more than `most`: first all loads, then all
+// additions in order. Term k is row source(k) of the other matrix times weight(k).
+template <typename T, uint32_t kAhead, typename Source, typename Weight>
+__device__ __forceinline__ void add_terms(const GatherSide& s, uint32_t most, uint32_t col, Source source, Weight weight,
+                                          float (&g)[kGatherColumns]) {
+    constexpr uint32_t kParts = kGatherColumns / kVector<T>;
+    const T* other = static_cast<const T*>(s.other) + col;
+    RawColumns<T> rows[kAhead];
+#pragma unroll
+    for (uint32_t k = 0; k < kAhead; ++k) {
+        if (k >= most) continue;
+        const uint4* row = reinterpret_cast<const uint4*>(other + source(k) * s.other_ld);
+#pragma unroll
+        for (uint32_t part = 0; part < kParts; ++part) rows[k].parts[part].bits = row[part];
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < kAhead; ++k) {
+        if (k >= most) continue;
+        const float w = weight(k);
+#pragma unroll
+        for (uint32_t c = 0; c < kGatherColumns; ++c) g[c] = fmaf(w, rows[k][c], g[c]);
+    }
 }
 
 // The factor of a row of the other matrix.
@@ -70,18 +117,20 @@ __device__ __forceinline__ uint32_t gather_row(const GatherSide& s, const Gather
     const float factor = p.upstream == nullptr ? p.factor : *p.upstream * p.factor;
     const bool zero_row = normalised && inv == 0.0f;
 
-    // The first pass finds u . g, the second writes. One step covers a narrow row, whose sums are then still in the
+    // The first pass finds u . g, the second writes. One step covers a narrow row, which with its sums is then still in the
     // registers; without normalisation there is only the second pass.
     float g[kGatherColumns];
+    RawColumns<T> u;
     float radial = 0.0f;
     uint32_t overflow = 0;
 #pragma unroll 1
     for (int pass = normalised ? 0 : 1; pass < 2; ++pass) {
         for (uint32_t base = 0; base < p.d; base += step) {
             const uint32_t col = base + first;
-            if (pass == 0 || !normalised || p.d > step) sum(col, g);
-            float u[kGatherColumns];
-            if (normalised) load_columns(own, col, p.d, u);
+            if (pass == 0 || !normalised || p.d > step) {
+                if (normalised) u.load(own, col, p.d);  // under way beside the terms
+                sum(col, g);
+            }
             if (pass == 0) {
 #pragma unroll
                 for (uint32_t k = 0; k < kGatherColumns; ++k) radial = fmaf(u[k] * to_unit, g[k], radial);
