@@ -161,7 +161,7 @@ __device__ __forceinline__ void gather_body(const GatherParams& p) {
     const GatherSide& s = of_x ? p.x : p.y;
     const uint32_t t = of_x ? blockIdx.x : blockIdx.x - p.x.rows;
     const Gather<T> gather(s, p, t, terms);
-    // The row itself is read after its terms; it comes with them.
+    // The whole row itself; what a thread does not read beside its first terms comes with them.
     const uint32_t line = threadIdx.x * (kLine / sizeof(T));
     if (s.own_inv != nullptr && line < p.d) ask_for(static_cast<const T*>(s.own) + t * s.own_ld + line);
     const uint32_t overflow = gather_row<T, G>(
