@@ -61,8 +61,10 @@ fn integers_cell<T: Element>(backend: &Backend, at: usize, shape: (usize, usize,
     let (x, y) = pair(Kind::Integers, 3, n, m, d);
     let (x, y) = (Matrix::<T>::new(&x, n, d, ODD), Matrix::<T>::new(&y, m, d, WIDE));
     let relevant = relevance(at, n, m);
-    for ties in POLICIES {
-        let options = PositiveRanksOptions { normalization: Normalization::None, ties };
+    // On a device shapes, types and ways to give pairs take turns with one policy each.
+    let all = full() || !is_cuda(backend);
+    for ties in if all { &POLICIES[..] } else { &POLICIES[(at + T::DTYPE.size()) % 3..][..1] } {
+        let options = PositiveRanksOptions { normalization: Normalization::None, ties: *ties };
         let got = backend.positive_ranks(x.view(), y.view(), &relevant, &options).expect("ranks");
         let want = reference::positive_ranks(x.view(), y.view(), &relevant, &options);
         assert_eq!(got, want, "{} {} {shape:?} {ties:?} {at}", backend.name(), T::DTYPE);
@@ -84,8 +86,9 @@ fn integers_and_their_ties_are_exact() {
 #[test]
 fn several_tiles_per_block() {
     on_every_backend(|backend| {
-        for shape in [(4, 2500, 5), (2500, 4, 5)] {
-            for at in [2, 3, 4] {
+        // Lines with 1500 pairs, in one direction: each is compared with each of them.
+        for (shape, pairs) in [((4, 2500, 5), &[2, 3][..]), ((2500, 4, 5), &[2, 3, 4])] {
+            for &at in pairs {
                 integers_cell::<f32>(backend, at, shape);
             }
             integers_cell::<half::bf16>(backend, 0, shape);
