@@ -115,8 +115,8 @@ fn squares_neither_overflow_nor_underflow() {
     });
 }
 
-/// The kernels divide by a reciprocal and two corrections. Elements from the row's largest one down to its smallest, over the
-/// whole range of f32 and among them both zeros; norms just above and below powers of two.
+/// The kernels divide by a reciprocal and two corrections. Elements over the whole range of f32 below the row's largest, both zeros
+/// among them; in every fourth row with mantissas at the lower end.
 #[test]
 fn unit_elements_on_cuda_are_rounded_quotients() {
     on_every_backend(|backend| {
