@@ -115,7 +115,7 @@ fn squares_neither_overflow_nor_underflow() {
     });
 }
 
-/// The kernels divide by a reciprocal and two corrections. Elements over the whole range of f32 below the row's largest, both zeros
+/// The kernels divide by a reciprocal and two corrections. Elements over all of f32 below the row's largest, both zeros
 /// among them; in every fourth row with mantissas at the lower end.
 #[test]
 fn unit_elements_on_cuda_are_rounded_quotients() {
