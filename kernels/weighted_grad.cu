@@ -161,9 +161,6 @@ __device__ __forceinline__ void gather_body(const GatherParams& p) {
     const GatherSide& s = of_x ? p.x : p.y;
     const uint32_t t = of_x ? blockIdx.x : blockIdx.x - p.x.rows;
     const Gather<T> gather(s, p, t, terms);
-    // The whole row itself; what a thread does not read beside its first terms comes with them.
-    const uint32_t line = threadIdx.x * (kLine / sizeof(T));
-    if (s.own_inv != nullptr && line < p.d) ask_for(static_cast<const T*>(s.own) + t * s.own_ld + line);
     const uint32_t overflow = gather_row<T, G>(
         s, p, t, threadIdx.x, blockDim.x, [&](uint32_t col, float (&g)[kGatherColumns]) { gather.sum(col, g); },
         [&](float radial) { return block_sum(radial, scratch); });

@@ -17,7 +17,7 @@ __device__ __forceinline__ void load_columns(const T* row, uint32_t col, uint32_
     }
 }
 
-// Columns [col, col + 8) of a row as they lie in memory, zeros from column d on. Nothing waits for them before they are used.
+// Columns [col, col + 8) of a row as they lie in memory, zeros from column d on.
 template <typename T>
 struct RawColumns {
     Packed<T> parts[kGatherColumns / kVector<T>];
@@ -25,16 +25,7 @@ struct RawColumns {
     __device__ __forceinline__ void load(const T* row, uint32_t col, uint32_t d) {
 #pragma unroll
         for (uint32_t part = 0; part < kGatherColumns / kVector<T>; ++part) {
-            const uint32_t first = col + part * kVector<T>;
-            parts[part].bits = {0, 0, 0, 0};
-            if (first + kVector<T> <= d) {
-                parts[part].bits = *reinterpret_cast<const uint4*>(row + first);
-            } else {
-#pragma unroll
-                for (uint32_t k = 0; k < kVector<T>; ++k) {
-                    if (first + k < d) parts[part].lanes[k] = row[first + k];
-                }
-            }
+            load_packed(row, col + part * kVector<T>, d, true, parts[part]);
         }
     }
     __device__ __forceinline__ float operator[](uint32_t k) const { return to_f32(parts[k / kVector<T>].lanes[k % kVector<T>]); }

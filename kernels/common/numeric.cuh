@@ -27,8 +27,22 @@ union Packed {
     __device__ Packed() {}
 };
 
-// Columns [col, col + kVector) of a row of d elements, zeros from column d on. With `aligned`, the row starts on a
-// 16-byte boundary; the result does not depend on it.
+// Columns [col, col + kVector) of a row of d elements as they lie in memory, zeros from column d on. With `aligned`, the row
+// starts on a 16-byte boundary; the result does not depend on it. Nothing waits for them before they are used.
+template <typename T>
+__device__ __forceinline__ void load_packed(const T* row, uint32_t col, uint32_t d, bool aligned, Packed<T>& packed) {
+    if (aligned && col + kVector<T> <= d) {
+        packed.bits = *reinterpret_cast<const uint4*>(row + col);
+        return;
+    }
+    packed.bits = {0, 0, 0, 0};
+#pragma unroll
+    for (uint32_t i = 0; i < kVector<T>; ++i) {
+        if (col + i < d) packed.lanes[i] = row[col + i];
+    }
+}
+
+// The same as f32.
 template <typename T>
 __device__ __forceinline__ void load_vector(const T* row, uint32_t col, uint32_t d, bool aligned,
                                             float (&v)[kVector<T>]) {

@@ -55,18 +55,7 @@ class Row {
     __device__ __forceinline__ Row(const T* row, uint32_t d, bool aligned) : row_(row), d_(d), aligned_(aligned) {
         if constexpr (kHeld) {
 #pragma unroll
-            for (uint32_t v = 0; v < kHeldVectors<T>; ++v) {
-                const uint32_t col = column(v);
-                if (aligned && col + kVector<T> <= d) {
-                    held_[v].bits = *reinterpret_cast<const uint4*>(row + col);
-                } else {
-                    held_[v].bits = {0, 0, 0, 0};
-#pragma unroll
-                    for (uint32_t i = 0; i < kVector<T>; ++i) {
-                        if (col + i < d) held_[v].lanes[i] = row[col + i];
-                    }
-                }
-            }
+            for (uint32_t v = 0; v < kHeldVectors<T>; ++v) load_packed(row, column(v), d, aligned, held_[v]);
         }
     }
 
