@@ -10,14 +10,18 @@ use common::data::{Kind, Matrix, ODD, TIGHT, WIDE, group_ids, pair, poison};
 use half::{bf16, f16};
 use simgrad::cuda::{PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape};
 use simgrad::{
-    Backend, BatchMut, BatchRef, CosineOptions, DType, Element, Groups, Normalization, PositiveRanksOptions,
-    RecallOptions, RelevantPairs, TiePolicy, TopKOptions, reference,
+    Backend, BatchMut, BatchRef, CosineOptions, DType, Element, Groups, MatRef, MineOptions, NONE, Normalization,
+    PositiveRanksOptions, RecallOptions, RelevantPairs, TiePolicy, TopKOptions, reference,
 };
 
 /// 9 tiles of 128 rows, of which clusters take 2 at a time, and 9 of 256 columns; the last ones are cut off.
 const SHAPE: (usize, usize, usize) = (1100, 2100, 72);
 /// Batch and shape of the matrices: 72 units, of which some of the 66 clusters of 132 multiprocessors have two.
 const MATRICES: (usize, usize, usize, usize) = (12, 300, 530, 72);
+/// Two tiles of 128 rows, and four steps of 256 columns for each of 16 blocks beside each other.
+const UNEVEN: (usize, usize) = (256, 4 * 16 * 256);
+/// 1, 2 and 3 steps of k: none is as many as there are stages.
+const UNEVEN_D: [usize; 3] = [8, 128, 136];
 
 fn backend() -> Option<&'static Backend> {
     match cuda() {
@@ -37,7 +41,9 @@ fn the_shapes_are_large_enough() {
     let (batch, n, m, d) = MATRICES;
     let matrices = SweepShape { batch, n, m, d, dtype: DType::Bf16 };
     let kernels = [SweepKernel::Mine, SweepKernel::Ranks];
-    for (kernel, shape) in kernels.map(|k| (k, one)).into_iter().chain([(SweepKernel::CosineMatrix, matrices)]) {
+    let uneven = UNEVEN_D.map(|d| (SweepKernel::Mine, SweepShape { n: UNEVEN.0, m: UNEVEN.1, d, ..one }));
+    let shapes = kernels.map(|k| (k, one)).into_iter().chain([(SweepKernel::CosineMatrix, matrices)]).chain(uneven);
+    for (kernel, shape) in shapes {
         let plan = SweepPlan::new(kernel, shape, PlanDevice::H200);
         assert_eq!(plan.scheme, Scheme::GroupMma, "{kernel:?}");
     }
@@ -155,5 +161,34 @@ fn rows_longer_than_all_stages() {
     for (at, got) in out.iter().enumerate() {
         let (b, i, j) = (at / (n * m), at / m % n, at % m);
         assert_eq!(f64::from(*got), want[i * batch * m + b * m + j], "{b} {i} {j}");
+    }
+}
+
+/// The first of two warpgroups is done with every tile at once, for all its pairs are of one group. Every pair of the second one
+/// is a better negative than those before it, of its row and of its column. However far that lets the first one get ahead,
+/// both have to come to an end.
+#[test]
+fn warpgroups_with_uneven_work() {
+    let Some(backend) = backend() else { return };
+    let (n, m) = UNEVEN;
+    let busy = |row: usize| row % 128 >= 64;
+    let row_ids: Vec<i64> = (0..n).map(|row| i64::from(busy(row))).collect();
+    let groups = Some(Groups { rows: &row_ids, cols: &vec![0; m] });
+    let options = MineOptions { normalization: Normalization::None, groups, ..MineOptions::default() };
+    for d in UNEVEN_D {
+        // The similarity is the number of the step, which is a bf16.
+        let x: Vec<bf16> = (0..n * d).map(|i| bf16::from_f32(if i % d == 0 { 1.0 } else { 0.0 })).collect();
+        let y: Vec<bf16> =
+            (0..m * d).map(|i| bf16::from_f32(if i % d == 0 { (i / d / 256) as f32 } else { 0.0 })).collect();
+        let (x, y) = (MatRef::new(&x, n, d).expect("x"), MatRef::new(&y, m, d).expect("y"));
+        let got = backend.mine(x, y, &options).expect("mine");
+        for row in 0..n {
+            let want = if busy(row) { (m - 256) as i32 } else { NONE };
+            assert_eq!(got.rows.index[row], want, "d {d}, row {row}");
+        }
+        for col in 0..m {
+            let want = if col == 64 { 65 } else { 64 }; // row 64 is the own pair of column 64
+            assert_eq!((got.cols.index[col], got.cols.value[col]), (want, (col / 256) as f32), "d {d}, column {col}");
+        }
     }
 }

@@ -133,8 +133,9 @@ class GroupStream {
     __device__ __forceinline__ void multiply_step(StageAt& at, float (&acc)[kStepTiles * kThreadElements]) const {
         const uint32_t group = threadIdx.x / 128;
         const uint32_t ahead = min(uint32_t(kStages), k_steps_);
+        const bool staggered = kStaggered && can_stagger();
         uint32_t last = 0;
-        if (kStaggered && ahead > 0 && group == 1) asm volatile("barrier.cta.sync 2, 256;" ::: "memory");
+        if (staggered && group == 1) asm volatile("barrier.cta.sync 2, 256;" ::: "memory");
         for (uint32_t k = 0; k < k_steps_; ++k) {
             barrier_wait(full(at.stage), at.parity);
             const uint64_t a = deep_operand(base_ + at.stage * kStageBytes + group * 64 * kRowBytes);
@@ -145,7 +146,7 @@ class GroupStream {
                 multiply_group<T, kStepCols>(acc, a + 2 * k16, b + 2 * k16, k > 0 || k16 > 0);
             }
             products_commit();
-            if (kStaggered && group == 0 && k + 1 == ahead) asm volatile("barrier.cta.arrive 2, 256;" ::: "memory");
+            if (staggered && group == 0 && k + 1 == ahead) asm volatile("barrier.cta.arrive 2, 256;" ::: "memory");
             products_wait<1>();  // those of the step before are done
             if (k > 0) release(last);
             last = at.stage;
@@ -158,6 +159,11 @@ class GroupStream {
   private:
     __device__ __forceinline__ uint32_t full(uint32_t stage) const { return base_ + kPipelineBytes + kScratchBytes + stage * 8; }
     __device__ __forceinline__ uint32_t empty(uint32_t stage) const { return full(stage) + kStages * 8; }
+    // The barrier counts arrivals and does not know of which step they are: the first warpgroup must not arrive again before
+    // the second one has passed. When it arrives, the stage of k number min(kStages, k_steps) - 1 of its step was full, so that
+    // the second one has released what was kStages before it: of the step before, whose barrier it has passed, if there are
+    // steps of k enough. With fewer, what a warpgroup does between its steps decides how far they are apart.
+    __device__ __forceinline__ bool can_stagger() const { return 2 * k_steps_ > kStages; }
     // One thread per warpgroup, whose products are over for all of it, tells every block that fills this stage.
     __device__ __forceinline__ void release(uint32_t stage) const {
         if (threadIdx.x % 128 >= kClusterBlocks) return;
