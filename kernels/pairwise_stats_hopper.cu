@@ -4,6 +4,7 @@
 //         memory.
 // Needs   sm_90a.
 #define SIMGRAD_GROUP_TILE 128
+#define SIMGRAD_GROUPS_APART
 #include "common/group_tile.cuh"
 #include "common/pairwise_stats.cuh"
 

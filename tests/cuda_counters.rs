@@ -267,29 +267,31 @@ struct Engine {
     suffix: &'static str,
     /// Parts of the rows and of the columns.
     splits: [u64; 2],
+    /// In each of which a block leaves so many states of a column.
+    parties: u64,
 }
 
 /// Tiles of 128 x 128, as many parts as rows and columns of them.
-const WARPS: Engine = Engine { capability: "8.0", suffix: "", splits: [SPLITS, SPLITS] };
+const WARPS: Engine = Engine { capability: "8.0", suffix: "", splits: [SPLITS, SPLITS], parties: 1 };
 /// Units of 256 x 128, a cluster of two blocks for each.
-const GROUPS: Engine = Engine { capability: "9.0", suffix: "_hopper", splits: [SPLITS, SPLITS] };
+const GROUPS: Engine = Engine { capability: "9.0", suffix: "_hopper", splits: [SPLITS, SPLITS], parties: 2 };
 
 /// Of an InfoNCE step.
 fn pairwise_traffic(engine: &Engine, kept: bool) -> Traffic {
-    let Engine { suffix, splits: [row_splits, col_splits], .. } = *engine;
+    let Engine { suffix, splits: [row_splits, col_splits], parties, .. } = *engine;
     let (n, d) = (N as u64, D as u64);
     let lines = 2 * n;
     // Both operands, the factors of their rows, the sums of both products, W, and all similarities.
     let (operands, inv, sums, w, all) = (lines * d * 2, lines * 4, lines * d * 4, n * n * 2, n * n * 4);
-    let states = 6 * (row_splits + col_splits) * n * 4;
+    // Maximum, sum and number of negatives.
+    let states = 3 * (row_splits * parties + col_splits) * n * 4;
     // 5 words per row and 3 per column, of which W needs 3 and 3; a word per pair.
     let (coefficients, read, pairs) = (n * 8 * 4, n * 6 * 4, n * 4);
     let (stored, similarities) = if kept { (all, all) } else { (0, operands) };
     vec![
         ("prepare_bf16".into(), operands, operands + 2 * inv),
         (format!("pairwise_stats_both{suffix}_bf16"), operands + inv, states + pairs + stored),
-        // Maximum, sum and count; the other planes belong to sets of positives.
-        ("pairwise_finalize".into(), states / 2 + inv + pairs, coefficients),
+        ("pairwise_finalize".into(), states + inv + pairs, coefficients),
         (
             format!("pairwise_weights_both{suffix}_bf16"),
             similarities + inv + read,

@@ -23,6 +23,12 @@ struct TileThread {
     __device__ __forceinline__ uint32_t lane() const { return index & 31; }
     __device__ __forceinline__ uint32_t warp_row() const { return (index >> 5) / kWarpCols; }
     __device__ __forceinline__ uint32_t warp_col() const { return (index >> 5) % kWarpCols; }
+    // The thread's party, its first row, and the places of a row, of the thread and of the warp in it.
+    __device__ __forceinline__ uint32_t party() const { return kParties == 1 ? 0 : index / kPartyThreads; }
+    __device__ __forceinline__ uint32_t party_row() const { return party() * kPartyRows; }
+    __device__ __forceinline__ uint32_t in_party(uint32_t row) const { return kParties == 1 ? row : row % kPartyRows; }
+    __device__ __forceinline__ uint32_t member() const { return kParties == 1 ? index : index % kPartyThreads; }
+    __device__ __forceinline__ uint32_t party_warp_row() const { return kParties == 1 ? warp_row() : warp_row() % kPartyWarpRows; }
     __device__ __forceinline__ uint32_t row(int i) const { return first_row + 8 * i; }
     __device__ __forceinline__ uint32_t col(int k) const { return first_col + 8 * (k >> 1) + (k & 1); }
 
@@ -139,4 +145,12 @@ __device__ __forceinline__ void join_cols(V (&v)[kThreadCols], const TileThread&
     halve<kThreadCols / 2>(v, t.index & 4, 4, join);
     halve<kThreadCols / 4>(v, t.index & 8, 8, join);
     halve<kThreadCols / 8>(v, t.index & 16, 16, join);
+}
+// Of eight columns 8 h to 8 h + 7 that of joined_col(h).
+template <typename V, typename Join>
+__device__ __forceinline__ V join_eight_cols(V (&v)[8], const TileThread& t, Join join) {
+    halve<4>(v, t.index & 4, 4, join);
+    halve<2>(v, t.index & 8, 8, join);
+    halve<1>(v, t.index & 16, 16, join);
+    return v[0];
 }

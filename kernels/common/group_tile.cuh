@@ -76,7 +76,7 @@ class GroupStream {
   public:
     // `shared` is kGroupSharedBytes. All threads; on return the barriers of the whole cluster are ready.
     __device__ __forceinline__ GroupStream(char* shared, const TensorMaps& maps, uint32_t d)
-        : maps_(maps), base_((shared_address(shared) + 1023) & ~1023u), scratch_(shared + (base_ - shared_address(shared)) + kPipelineBytes),
+        : maps_(maps), base_((shared_address(shared) + 1023) & ~1023u), shared_(shared),
           k_steps_((d * uint32_t(sizeof(T)) + kRowBytes - 1) / kRowBytes) {
         if (threadIdx.x == 0) {
             for (uint32_t s = 0; s < kStages; ++s) {
@@ -90,7 +90,12 @@ class GroupStream {
     }
 
     __device__ __forceinline__ bool holds() const { return threadIdx.x < kHolders; }
-    __device__ __forceinline__ char* scratch() const { return scratch_; }
+    // The share of this thread's party.
+    __device__ __forceinline__ char* scratch() const {
+        // The same for a warp, which the compiler is told.
+        const uint32_t party = kParties == 1 ? 0 : __shfl_sync(~0u, threadIdx.x / kPartyThreads, 0);
+        return shared_ + (base_ - shared_address(shared_)) + kPipelineBytes + party * (kScratchBytes / kParties);
+    }
 
     // Behind the last step: no block leaves while another one may still write to its memory.
     __device__ __forceinline__ void end() const {
@@ -173,16 +178,17 @@ class GroupStream {
 
     const TensorMaps& maps_;
     const uint32_t base_;  // of the stages
-    char* const scratch_;
+    char* const shared_;
     const uint32_t k_steps_;
 };
 
 // A sweep over a rectangle: tile(acc, r, c, scratch) is called for its tiles in order, by the threads that hold them; scratch
-// is kScratchBytes of shared memory. With kMeets they have met since the tile before; without, only warps are together.
-template <typename T>
+// is the party's share of kScratchBytes of shared memory. With kMeets a party has met since the tile before; without, only
+// warps are together.
+template <typename T, bool kMayBeZero = false>
 class RectSweep {
   public:
-    // `computes`: whether there are products at all, or `acc` comes as zeros.
+    // `computes`: whether there are products at all, or with kMayBeZero `acc` comes as zeros.
     __device__ __forceinline__ RectSweep(char* shared, const TensorMaps& maps, uint32_t d, const TileRect& rect,
                                          bool computes = true)
         : rect_(rect), computes_(computes), stream_(shared, maps, d) {}
@@ -195,13 +201,14 @@ class RectSweep {
             hold<kMeets>(tile);
         } else {
             give_registers<kCopierRegisters>();
-            if (threadIdx.x == kHolders && computes_) copy();
+            if (threadIdx.x == kHolders && computes()) copy();
         }
         stream_.end();
     }
     __device__ __forceinline__ bool holds() const { return stream_.holds(); }
 
   private:
+    __device__ __forceinline__ bool computes() const { return !kMayBeZero || computes_; }
     __device__ __forceinline__ void copy() const {
         StageAt at{0, 1};
         stream_.begin_copies();
@@ -217,16 +224,16 @@ class RectSweep {
         for (uint32_t r = rect_.r; r < rect_.r_end; ++r) {
             for (uint32_t c = rect_.c; c < rect_.c_end; c += kStepTiles) {
                 float acc[kStepTiles * kThreadElements];
-                if (computes_) {
-                    stream_.template multiply_step<!kMeets>(at, acc);
-                } else {
+                if (kMayBeZero) {
+                    // Also before products, which do not read it: else what it held before would be kept for where there are none.
 #pragma unroll
                     for (int e = 0; e < kStepTiles * kThreadElements; ++e) acc[e] = 0.0f;
                 }
+                if (computes()) stream_.template multiply_step<!kMeets || (kParties > 1)>(at, acc);
 #pragma unroll
                 for (int t = 0; t < kStepTiles; ++t) {
                     if (c + t >= rect_.c_end) break;
-                    if (kMeets) tile_sync();  // nobody reads the scratch memory of the tile before
+                    if (kMeets) tile_sync();  // nobody of the party reads the scratch memory of the tile before
                     tile(reinterpret_cast<TileAcc&>(acc[t * kThreadElements]), r, c + t, stream_.scratch());
                 }
             }

@@ -110,35 +110,40 @@ __device__ __forceinline__ float inverse_distance(float s) {
 // float.
 constexpr float kNear = 60.0f;
 
-// What the terms of a tile's rows and columns are relative to: the largest of every 32 of them, and of their negatives. In
+// The lines of a party's part of a tile: its rows, then all columns, dealt to its threads.
+constexpr uint32_t kPartyLines = kPartyRows + kTileCols;
+
+// What the terms of a party's rows and columns are relative to: the largest of every 32 of them, and of their negatives. In
 // shared memory; first the rows, then the columns.
 struct References {
-    static constexpr int kWarps = kTileThreads / 32;
-    static constexpr int kRowWarps = kTile / 32;
-    float high[kWarps];
-    float low[kWarps];
+    static constexpr int kRowWarps = kPartyRows / 32;
+    static constexpr int kColWarps = kTileCols / 32;
+    float high[kRowWarps + kColWarps];
+    float low[kRowWarps + kColWarps];
 
-    // Thread t puts that of row t, or of column t - kTile; -infinity twice: none. Returns the largest of the warp.
-    __device__ __forceinline__ float put(const TileThread& t, float reference, float negative) {
+    // A warp puts those of 32 lines beside each other, a lane each; -infinity twice: none. Returns the largest of them.
+    __device__ __forceinline__ float put(uint32_t line_of_party, float reference, float negative) {
 #pragma unroll
         for (int mask = 16; mask > 0; mask >>= 1) {
             reference = max_nan(reference, exchange(reference, mask));
             negative = max_nan(negative, exchange(negative, mask));
         }
-        if (t.lane() == 0) high[t.index >> 5] = reference, low[t.index >> 5] = negative;
+        if (lane_id() == 0) high[line_of_party >> 5] = reference, low[line_of_party >> 5] = negative;
         return reference;
     }
     // Behind a barrier. NaN and infinities are not near.
     __device__ __forceinline__ bool near() const {
-        const float highs[2] = {largest(high), largest(high + kRowWarps)};
-        const float lows[2] = {largest(low), largest(low + kRowWarps)};
+        const float highs[2] = {largest<kRowWarps>(high), largest<kColWarps>(high + kRowWarps)};
+        const float lows[2] = {largest<kRowWarps>(low), largest<kColWarps>(low + kRowWarps)};
         return highs[0] + lows[1] <= kNear && highs[1] + lows[0] <= kNear;
     }
-    __device__ __forceinline__ float highest_row() const { return largest(high); }
+    __device__ __forceinline__ float highest_row() const { return largest<kRowWarps>(high); }
 
   private:
+    template <int kCount>
     static __device__ __forceinline__ float largest(const float* of) {
-        return max_nan(max_nan(of[0], of[1]), max_nan(of[2], of[3]));
+        if constexpr (kCount == 1) return of[0];
+        else return max_nan(largest<kCount / 2>(of), largest<kCount - kCount / 2>(of + kCount / 2));
     }
 };
 
@@ -175,22 +180,33 @@ __device__ __forceinline__ SetState merge_sets(const SetState& a, const SetState
     return r;
 }
 
+// With kPlain the set has no aux, total and raw: those planes are neither read nor written.
+template <bool kPlain = false>
 __device__ __forceinline__ SetState load_set(const uint32_t* parts, uint32_t splits, uint32_t len, uint32_t split,
                                              uint32_t line) {
     const uint32_t* at = parts + size_t(split) * len + line;
     const size_t plane = size_t(splits) * len;
-    return {__uint_as_float(at[0]), __uint_as_float(at[plane]),     __uint_as_float(at[2 * plane]),
-            at[3 * plane],          __uint_as_float(at[4 * plane]), at[5 * plane]};
+    SetState s = empty_set();
+    s.max = __uint_as_float(at[0]);
+    s.sum = __uint_as_float(at[plane]);
+    s.count = at[3 * plane];
+    if (kPlain) return s;
+    s.aux = __uint_as_float(at[2 * plane]);
+    s.total = __uint_as_float(at[4 * plane]);
+    s.raw = at[5 * plane];
+    return s;
 }
 
+template <bool kPlain = false>
 __device__ __forceinline__ void store_set(uint32_t* parts, uint32_t splits, uint32_t len, uint32_t split, uint32_t line,
                                           const SetState& s) {
     uint32_t* at = parts + size_t(split) * len + line;
     const size_t plane = size_t(splits) * len;
     at[0] = __float_as_uint(s.max);
     at[plane] = __float_as_uint(s.sum);
-    at[2 * plane] = __float_as_uint(s.aux);
     at[3 * plane] = s.count;
+    if (kPlain) return;
+    at[2 * plane] = __float_as_uint(s.aux);
     at[4 * plane] = __float_as_uint(s.total);
     at[5 * plane] = s.raw;
 }

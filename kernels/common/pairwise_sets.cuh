@@ -1,11 +1,11 @@
 // The parts that a tile of logits contributes to the sets of its rows and columns (common/pairwise.cuh): reduced over the
-// lanes in registers, over the warps through shared memory. Included behind a sweep (tile.cuh, group_tile.cuh).
+// lanes in registers, over the warps of a party through shared memory. Included behind a sweep (tile.cuh, group_tile.cuh).
 #pragma once
 #include "common/pairwise.cuh"
 
-// Partial results of a tile: those of set 0, the rows' negatives, from the warps beside each other; then those of the other
+// Partial results of a party: those of set 0, its rows' negatives, from the warps beside each other; then those of the other
 // set, from the same or, if it is of columns, from the warps above each other.
-constexpr int kSetPartials = kWarpCols + (kWarpCols > kWarpRows ? kWarpCols : kWarpRows);
+constexpr int kSetPartials = kWarpCols + (kWarpCols > kPartyWarpRows ? kWarpCols : kPartyWarpRows);
 template <typename V>
 using Partials = V[kSetPartials][kTile];
 
@@ -20,19 +20,39 @@ struct StatsScratch {
     uint32_t raw[kWarpCols][kTile];
     References references;
 };
-static_assert(sizeof(StatsScratch) <= kScratchBytes, "the epilogue lives in the sweep's scratch memory");
-static_assert(kTileCols == kTile, "a thread owns a set of a row or a column");
+static_assert(sizeof(StatsScratch) <= kScratchBytes / kParties, "the epilogue lives in the sweep's scratch memory");
+static_assert(kTileCols == kTile, "a set has as many lines at most");
+
+// One set of a party: set 0 is of a row's negatives, set 1 of its positives or, with kBoth, of a column's negatives.
+template <bool kBoth>
+struct OwnedSet {
+    uint32_t set;
+    uint32_t line;  // of the party's rows, or of the columns
+
+    __device__ __forceinline__ bool of_columns() const { return kBoth && set == 1; }
+};
 
 template <bool kBoth>
 struct TileSets {
+    using Owned = OwnedSet<kBoth>;
+
     StatsScratch& scratch;
     const TileThread thread;
-    const uint32_t set = thread.index / kTile;   // of this thread
-    const uint32_t line = thread.index % kTile;  // in the tile
 
     __device__ __forceinline__ explicit TileSets(StatsScratch& s) : scratch(s) {}
 
-    __device__ __forceinline__ bool of_columns() const { return kBoth && set == 1; }
+    // The sets of a party, rows first, are dealt to its threads: number `o` of this thread, whole warps at a time.
+    static constexpr uint32_t kSets = kBoth ? kPartyLines : 2 * kPartyRows;
+    static constexpr int kOwned = (kSets + kPartyThreads - 1) / kPartyThreads;
+    __device__ __forceinline__ uint32_t number(int o) const { return o * kPartyThreads + thread.member(); }
+    // The same for a warp, which the compiler is told: else it prepares for warps that are in parts.
+    __device__ __forceinline__ bool owns(int o) const {
+        return kSets % kPartyThreads == 0 || __shfl_sync(~0u, number(o), 0) < kSets;
+    }
+    __device__ __forceinline__ Owned owned(int o) const {
+        const uint32_t set = number(o) / kPartyRows != 0 ? 1 : 0;
+        return {set, number(o) - set * kPartyRows};
+    }
 
     // The partial results of set `which`.
     template <typename V>
@@ -44,37 +64,42 @@ struct TileSets {
     __device__ __forceinline__ void put_rows(V (&v)[kThreadRows], V (*to)[kTile], Join join) const {
         join_rows(v, thread, join);
 #pragma unroll
-        for (int h = 0; h < kJoinedRows; ++h) to[thread.warp_col()][thread.joined_row(h)] = v[h];
+        for (int h = 0; h < kJoinedRows; ++h) to[thread.warp_col()][thread.in_party(thread.joined_row(h))] = v[h];
     }
+    // Of the thread's columns 8 h to 8 h + 7, which are joined among themselves: all columns at a time would need as many
+    // registers beside the accumulators.
     template <typename V, typename Join>
-    __device__ __forceinline__ void put_cols(V (&v)[kThreadCols], V (*to)[kTile], Join join) const {
-        join_cols(v, thread, join);
-#pragma unroll
-        for (int h = 0; h < kJoinedCols; ++h) to[thread.warp_row()][thread.joined_col(h)] = v[h];
+    __device__ __forceinline__ void put_cols(V (&v)[8], int h, V (*to)[kTile], Join join) const {
+        to[thread.party_warp_row()][thread.joined_col(h)] = join_eight_cols(v, thread, join);
     }
-    // Over the warps that share this thread's set, in order.
+    // Over the warps that share a set, in order.
     template <typename V, typename Join>
-    __device__ __forceinline__ V over_warps(Partials<V>& from, Join join) const {
-        constexpr int kFew = kWarpCols < kWarpRows ? kWarpCols : kWarpRows;
-        constexpr int kMany = kWarpCols < kWarpRows ? kWarpRows : kWarpCols;
-        const V(*own)[kTile] = of_set(from, set);
-        V v = own[0][line];
+    static __device__ __forceinline__ V over_warps(const Owned& of, Partials<V>& from, Join join) {
+        constexpr int kFew = kWarpCols < kPartyWarpRows ? kWarpCols : kPartyWarpRows;
+        constexpr int kMany = kWarpCols < kPartyWarpRows ? kPartyWarpRows : kWarpCols;
+        const V(*own)[kTile] = of_set(from, of.set);
+        V v = own[0][of.line];
 #pragma unroll
-        for (int w = 1; w < kFew; ++w) v = join(v, own[w][line]);
-        if (of_columns() != (kWarpRows > kWarpCols)) return v;
+        for (int w = 1; w < kFew; ++w) v = join(v, own[w][of.line]);
+        if (of.of_columns() != (kPartyWarpRows > kWarpCols)) return v;
 #pragma unroll
-        for (int w = kFew; w < kMany; ++w) v = join(v, own[w][line]);
+        for (int w = kFew; w < kMany; ++w) v = join(v, own[w][of.line]);
         return v;
     }
     template <typename V>
-    __device__ __forceinline__ V sum_over_warps(Partials<V>& from) const {
-        return over_warps(from, plus<V>);
+    static __device__ __forceinline__ V sum_over_warps(const Owned& of, Partials<V>& from) {
+        return over_warps(of, from, plus<V>);
     }
 
     // Everything below is for a tile of which the bits tell the members of a set, or with kPlain of which all are.
     template <bool kPlain>
     static __device__ __forceinline__ bool has(TileBits bits, int i, int k) {
         return kPlain || (bits >> bit_at(i, k) & 1) != 0;
+    }
+
+    // What the terms of row i of the thread are relative to in set `which`.
+    __device__ __forceinline__ float row_reference(int which, int i) const {
+        return scratch.reference[which][thread.in_party(thread.row(i))];
     }
 
     template <bool kPlain>
@@ -92,16 +117,20 @@ struct TileSets {
     }
     template <bool kPlain>
     __device__ __forceinline__ void col_tops(const TileAcc& acc, TileBits bits) const {
-        float v[kThreadCols];
 #pragma unroll
-        for (int k = 0; k < kThreadCols; ++k) {
-            v[k] = neg_infinity();
+        for (int h = 0; h < kJoinedCols; ++h) {
+            float v[8];
 #pragma unroll
-            for (int i = 0; i < kThreadRows; ++i) {
-                v[k] = max_nan(v[k], has<kPlain>(bits, i, k) ? element(acc, i, k) : neg_infinity());
+            for (int q = 0; q < 8; ++q) {
+                const int k = 8 * h + q;
+                v[q] = neg_infinity();
+#pragma unroll
+                for (int i = 0; i < kThreadRows; ++i) {
+                    v[q] = max_nan(v[q], has<kPlain>(bits, i, k) ? element(acc, i, k) : neg_infinity());
+                }
             }
+            put_cols(v, h, of_set(scratch.top, 1), larger);
         }
-        put_cols(v, of_set(scratch.top, 1), larger);
     }
 
     // Of the rows' set `which`: sum of 2^(u - reference), members, and with `weighted` the sum of those terms times u; of
@@ -112,7 +141,7 @@ struct TileSets {
         uint32_t count[kThreadRows];
 #pragma unroll
         for (int i = 0; i < kThreadRows; ++i) {
-            const float reference = scratch.reference[which][thread.row(i)];
+            const float reference = row_reference(which, i);
             sum[i] = 0.0f;
             aux[i] = 0.0f;
             count[i] = __popc(row_bits(bits, i));
@@ -136,45 +165,45 @@ struct TileSets {
     // columns' sums are then relative to `origin`, the largest reference of a row.
     template <bool kPlain>
     __device__ __forceinline__ void both_sums(const TileAcc& acc, TileBits bits, bool near, float origin) const {
-        float row[kThreadRows], col[kThreadCols];
+        float row[kThreadRows], to_col[kThreadRows];
         uint32_t count[kThreadRows];
-#pragma unroll
-        for (int k = 0; k < kThreadCols; ++k) col[k] = 0.0f;
 #pragma unroll
         for (int i = 0; i < kThreadRows; ++i) {
             row[i] = 0.0f;
             count[i] = __popc(row_bits(bits, i));
+            // That of a row without a member has no part in the origin.
+            to_col[i] = near ? exp2_fast(fminf(row_reference(0, i) - origin, 0.0f)) : 0.0f;
         }
-        if (near) {
 #pragma unroll
-            for (int i = 0; i < kThreadRows; ++i) {
-                const float reference = scratch.reference[0][thread.row(i)];
-                // That of a row without a member has no part in the origin.
-                const float to_col = exp2_fast(fminf(reference - origin, 0.0f));
+        for (int h = 0; h < kJoinedCols; ++h) {
+            float col[8] = {};
+            if (near) {
 #pragma unroll
-                for (int k = 0; k < kThreadCols; ++k) {
-                    const float e = exp2_fast(element(acc, i, k) - reference);
-                    const float term = has<kPlain>(bits, i, k) ? e : 0.0f;
-                    row[i] += term;
-                    col[k] = fmaf(term, to_col, col[k]);
+                for (int i = 0; i < kThreadRows; ++i) {
+#pragma unroll
+                    for (int q = 0; q < 8; ++q) {
+                        const float e = exp2_fast(element(acc, i, 8 * h + q) - row_reference(0, i));
+                        const float term = has<kPlain>(bits, i, 8 * h + q) ? e : 0.0f;
+                        row[i] += term;
+                        col[q] = fmaf(term, to_col[i], col[q]);
+                    }
+                }
+            } else {
+#pragma unroll
+                for (int i = 0; i < kThreadRows; ++i) {
+#pragma unroll
+                    for (int q = 0; q < 8; ++q) {
+                        const float u = element(acc, i, 8 * h + q);
+                        const bool member = has<kPlain>(bits, i, 8 * h + q);
+                        row[i] += member ? exp2_fast(u - row_reference(0, i)) : 0.0f;
+                        col[q] += member ? exp2_fast(u - scratch.reference[1][thread.col(8 * h + q)]) : 0.0f;
+                    }
                 }
             }
-        } else {
-#pragma unroll
-            for (int i = 0; i < kThreadRows; ++i) {
-                const float reference = scratch.reference[0][thread.row(i)];
-#pragma unroll
-                for (int k = 0; k < kThreadCols; ++k) {
-                    const float u = element(acc, i, k);
-                    const bool member = has<kPlain>(bits, i, k);
-                    row[i] += member ? exp2_fast(u - reference) : 0.0f;
-                    col[k] += member ? exp2_fast(u - scratch.reference[1][thread.col(k)]) : 0.0f;
-                }
-            }
+            put_cols(col, h, of_set(scratch.sum, 1), plus<float>);
         }
         put_rows(row, of_set(scratch.sum, 0), plus<float>);
         put_rows(count, of_set(scratch.count, 0), plus<uint32_t>);
-        put_cols(col, of_set(scratch.sum, 1), plus<float>);
     }
 
     // Sums of the terms themselves; value(element, row i, column k) is one, active(value) whether it counts.
@@ -200,22 +229,26 @@ struct TileSets {
     }
     template <typename Value, typename Active>
     __device__ __forceinline__ void term_cols(const TileAcc& acc, TileBits bits, Value value, Active active) const {
-        float sum[kThreadCols];
-        uint32_t count[kThreadCols];
 #pragma unroll
-        for (int k = 0; k < kThreadCols; ++k) {
-            sum[k] = 0.0f;
-            count[k] = 0;
+        for (int h = 0; h < kJoinedCols; ++h) {
+            float sum[8];
+            uint32_t count[8];
 #pragma unroll
-            for (int i = 0; i < kThreadRows; ++i) {
-                const float v = value(element(acc, i, k), k);
-                const bool member = (bits >> bit_at(i, k) & 1) && active(v);
-                sum[k] += member ? v : 0.0f;
-                count[k] += member ? 1u : 0u;
+            for (int q = 0; q < 8; ++q) {
+                const int k = 8 * h + q;
+                sum[q] = 0.0f;
+                count[q] = 0;
+#pragma unroll
+                for (int i = 0; i < kThreadRows; ++i) {
+                    const float v = value(element(acc, i, k), k);
+                    const bool member = (bits >> bit_at(i, k) & 1) && active(v);
+                    sum[q] += member ? v : 0.0f;
+                    count[q] += member ? 1u : 0u;
+                }
             }
+            put_cols(sum, h, of_set(scratch.sum, 1), plus<float>);
+            put_cols(count, h, of_set(scratch.count, 1), plus<uint32_t>);
         }
-        put_cols(sum, of_set(scratch.sum, 1), plus<float>);
-        put_cols(count, of_set(scratch.count, 1), plus<uint32_t>);
     }
 
   private:

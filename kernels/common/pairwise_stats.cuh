@@ -7,12 +7,14 @@ namespace {
 template <bool kBoth>
 struct Statistics : TileSets<kBoth> {
     using Base = TileSets<kBoth>;
-    using Base::line;
-    using Base::of_columns;
+    using Base::kOwned;
     using Base::of_set;
+    using Base::owned;
+    using Base::owns;
     using Base::scratch;
-    using Base::set;
     using Base::thread;
+    using Owned = typename Base::Owned;
+    using States = SetState[kOwned];  // of the sets that this thread owns
 
     const PairwiseStatsParams& p;
     const PairwiseTiles& t;
@@ -86,87 +88,137 @@ struct Statistics : TileSets<kBoth> {
         }
     }
 
-    // --- this thread's set ----------------------------------------------------------------------------------------------
+    // --- this thread's sets: with kBoth of negatives alone, which have no aux, total and raw ----------------------------
 
-    __device__ __forceinline__ uint32_t lines() const { return of_columns() ? t.m : t.n; }
-    __device__ __forceinline__ uint32_t splits() const { return of_columns() ? p.row_splits : p.col_splits; }
-    __device__ __forceinline__ uint32_t split() const { return of_columns() ? blockIdx.y : blockIdx.x; }
-    __device__ __forceinline__ uint32_t* parts() const { return set == 0 ? p.row_parts : p.other_parts; }
-    __device__ __forceinline__ SetState load(uint32_t first_line, bool first) const {
-        const uint32_t at = first_line + line;
-        return first || at >= lines() ? empty_set() : load_set(parts(), splits(), lines(), split(), at);
+    __device__ __forceinline__ uint32_t lines(const Owned& of) const { return of.of_columns() ? t.m : t.n; }
+    __device__ __forceinline__ uint32_t splits(const Owned& of) const {
+        return of.of_columns() ? p.row_splits * kParties : p.col_splits;
     }
-    __device__ __forceinline__ void store(uint32_t first_line, const SetState& s) const {
-        const uint32_t at = first_line + line;
-        if (at < lines()) store_set(parts(), splits(), lines(), split(), at, s);
+    __device__ __forceinline__ uint32_t split(const Owned& of) const {
+        return of.of_columns() ? blockIdx.y * kParties + thread.party() : blockIdx.x;
+    }
+    __device__ __forceinline__ uint32_t* parts(const Owned& of) const { return of.set == 0 ? p.row_parts : p.other_parts; }
+    __device__ __forceinline__ uint32_t at(const Owned& of, uint32_t row0, uint32_t col0) const {
+        return (of.of_columns() ? col0 : row0 + thread.party_row()) + of.line;
+    }
+    // `first_row`, `first_col`: whether the tile is in the first row, column of its block's, which has found nothing yet.
+    __device__ __forceinline__ void load(States& states, uint32_t row0, uint32_t col0, bool first_row, bool first_col) const {
+#pragma unroll
+        for (int o = 0; o < kOwned; ++o) {
+            states[o] = empty_set();
+            if (!owns(o)) continue;
+            const Owned of = owned(o);
+            const uint32_t line = at(of, row0, col0);
+            if ((of.of_columns() ? first_row : first_col) || line >= lines(of)) continue;
+            states[o] = load_set<kBoth>(parts(of), splits(of), lines(of), split(of), line);
+        }
+    }
+    __device__ __forceinline__ void store(const States& states, uint32_t row0, uint32_t col0) const {
+#pragma unroll
+        for (int o = 0; o < kOwned; ++o) {
+            if (!owns(o)) continue;
+            const Owned of = owned(o);
+            const uint32_t line = at(of, row0, col0);
+            if (line < lines(of)) store_set<kBoth>(parts(of), splits(of), lines(of), split(of), line, states[o]);
+        }
+    }
+    // Whether the tile can have changed set `o` of this thread; without any positive it has not those of positives.
+    __device__ __forceinline__ bool takes_part(int o, bool any) const {
+        return owns(o) && (kBoth || any || owned(o).set == 0);
     }
 
-    // The tile of a form with a softmax. `any` tells whether the block has positives here; `q` is what a column's logits are
-    // larger by than the tile's, which are those of rows.
+    // What the logits of a column are larger by than the tile's, which are those of rows.
+    __device__ __forceinline__ float shift_of_logits(const Owned& of, uint32_t col0) const {
+        return of.of_columns() ? log_q_of(t, col0 + of.line) : 0.0f;
+    }
+
+    // The tile of a form with a softmax. `any` tells whether the party has positives here.
     template <bool kPlain>
-    __device__ __forceinline__ void softmax(TileAcc& acc, const PairBits& bits, bool any, float q, SetState& state) const {
+    __device__ __forceinline__ void softmax(TileAcc& acc, const PairBits& bits, uint32_t col0, bool any, States& states) const {
         const bool weighted = !kBoth && t.form == kFormRanked;
         this->template row_tops<kPlain>(acc, bits.neg, 0);
         if (kBoth) this->template col_tops<kPlain>(acc, bits.neg);
         else if (any) this->template row_tops<false>(acc, bits.pos, 1);
         tile_sync();  // the largest logits are in place
-        const bool mine = set == 0 || kBoth || any;
-        const float before = state.max;
-        if (mine) state.max = max_nan(before, top_over_warps() + q);
-        // Without a finite logit every term is 2^-infinity.
-        const bool none = state.max == neg_infinity();
-        const float reference = none ? 0.0f : state.max - q;
-        scratch.reference[set][line] = reference;
-        if (kBoth) scratch.references.put(thread, none ? neg_infinity() : reference, none ? neg_infinity() : -reference);
+        float before[kOwned];
+#pragma unroll
+        for (int o = 0; o < kOwned; ++o) {
+            if (!owns(o)) continue;
+            const Owned of = owned(o);
+            SetState& state = states[o];
+            const float q = kBoth ? shift_of_logits(of, col0) : 0.0f;
+            before[o] = state.max;
+            if (takes_part(o, any)) state.max = max_nan(before[o], top_over_warps(of) + q);
+            // Without a finite logit every term is 2^-infinity.
+            const bool none = state.max == neg_infinity();
+            const float reference = none ? 0.0f : state.max - q;
+            scratch.reference[of.set][of.line] = reference;
+            if (kBoth) scratch.references.put(this->number(o), none ? neg_infinity() : reference, none ? neg_infinity() : -reference);
+        }
         tile_sync();  // the references are in place
-        float scale_of_sum = 1.0f;
+        const bool near = kBoth && scratch.references.near();
+        const float origin = kBoth ? scratch.references.highest_row() : 0.0f;
         if (kBoth) {
-            const bool near = scratch.references.near();
-            const float origin = scratch.references.highest_row();
             this->template both_sums<kPlain>(acc, bits.neg, near, origin);
-            // That of a column without a member is of nothing.
-            if (near && set == 1) scale_of_sum = exp2_fast(fminf(origin - reference, kNear));
         } else {
             this->template row_sums<kPlain>(acc, bits.neg, 0, weighted);
             if (any) this->template row_sums<false>(acc, bits.pos, 1, false);
         }
         tile_sync();  // the sums are in place
-        if (!mine) return;
-        const float shift = shift_of(before, state.max);
-        state.sum = state.sum * shift + this->sum_over_warps(scratch.sum) * scale_of_sum;
-        if (of_columns()) return;
-        if (set == 1) state.aux += this->sum_over_warps(scratch.aux);
-        else if (weighted) state.aux = state.aux * shift + this->sum_over_warps(scratch.aux);
-        state.count += this->sum_over_warps(scratch.count);
+#pragma unroll
+        for (int o = 0; o < kOwned; ++o) {
+            if (!takes_part(o, any)) continue;
+            const Owned of = owned(o);
+            SetState& state = states[o];
+            const float shift = shift_of(before[o], state.max);
+            // The reference of a column without a member is of nothing.
+            const float scale_of_sum =
+                near && of.of_columns() ? exp2_fast(fminf(origin - scratch.reference[of.set][of.line], kNear)) : 1.0f;
+            state.sum = state.sum * shift + this->sum_over_warps(of, scratch.sum) * scale_of_sum;
+            if (of.of_columns()) continue;
+            if (of.set == 1) state.aux += this->sum_over_warps(of, scratch.aux);
+            else if (weighted) state.aux = state.aux * shift + this->sum_over_warps(of, scratch.aux);
+            state.count += this->sum_over_warps(of, scratch.count);
+        }
     }
-    __device__ __forceinline__ float top_over_warps() const {
-        return this->over_warps(scratch.top, [](float a, float b) { return max_nan(a, b); });
+    __device__ __forceinline__ float top_over_warps(const Owned& of) const {
+        return this->over_warps(of, scratch.top, [](float a, float b) { return max_nan(a, b); });
     }
 
-    __device__ __forceinline__ void add_terms(bool any, SetState& state) const {
+    __device__ __forceinline__ void add_terms(bool any, States& states) const {
         tile_sync();  // the sums are in place
-        if (set == 1 && !kBoth && !any) return;
-        state.sum += this->sum_over_warps(scratch.sum);
-        state.count += this->sum_over_warps(scratch.count);
+#pragma unroll
+        for (int o = 0; o < kOwned; ++o) {
+            if (!takes_part(o, any)) continue;
+            states[o].sum += this->sum_over_warps(owned(o), scratch.sum);
+            states[o].count += this->sum_over_warps(owned(o), scratch.count);
+        }
     }
 
     __device__ __forceinline__ void triplet(const TileAcc& acc, const PairBits& bits, uint32_t row0, uint32_t col0,
-                                            SetState& state) const {
+                                            States& states) const {
         const uint32_t pairs = min(t.n, t.m);
-        // A line without a pair has no violation.
-        const auto own = [&](uint32_t at) { return at < pairs ? t.pos[at] : pos_infinity(); };
         const auto violated = [](float v) { return !(v <= 0.0f); };
-        float of_row[kThreadRows], of_col[kThreadCols];
 #pragma unroll
-        for (int i = 0; i < kThreadRows; ++i) of_row[i] = own(row0 + thread.row(i));
-        this->term_rows(acc, bits.neg, 0, [&](float s, int i) { return t.c[0] + s - of_row[i]; }, violated);
-#pragma unroll
-        for (int k = 0; k < kThreadCols; ++k) of_col[k] = own(col0 + thread.col(k));
-        this->term_cols(acc, bits.neg, [&](float s, int k) { return t.c[0] + s - of_col[k]; }, violated);
-        add_terms(true, state);
+        for (int o = 0; o < kOwned; ++o) {
+            if (!owns(o)) continue;
+            const Owned of = owned(o);
+            const uint32_t line = at(of, row0, col0);
+            // A line without a pair has no violation.
+            scratch.reference[of.set][of.line] = line < pairs ? t.pos[line] : pos_infinity();
+        }
+        tile_sync();  // the pairs' similarities are in place
+        float margin = t.c[0];
+        const auto of_row = [&](float s, int i) { return margin + s - this->row_reference(0, i); };
+        const auto of_col = [&](float s, int k) { return margin + s - scratch.reference[1][thread.col(k)]; };
+        this->term_rows(acc, bits.neg, 0, of_row, violated);
+        // The compiler is not to know that it is the same again: it would keep a sum per element, beside the accumulators.
+        asm volatile("" : "+f"(margin));
+        this->term_cols(acc, bits.neg, of_col, violated);
+        add_terms(true, states);
     }
 
-    __device__ __forceinline__ void extremes(TileAcc& acc, const PairBits& bits, bool any, SetState& state) const {
+    __device__ __forceinline__ void extremes(TileAcc& acc, const PairBits& bits, bool any, States& states) const {
         // fmaxf leaves NaN out.
         const auto larger = [](float a, float b) { return fmaxf(a, b); };
         const auto tops = [&](TileBits which, bool negate, int of) {
@@ -185,11 +237,14 @@ struct Statistics : TileSets<kBoth> {
         tops(bits.neg, false, 0);
         if (any) tops(bits.pos, true, 1);
         tile_sync();  // the extremes are in place
-        if (set == 0 || any) state.max = fmaxf(state.max, top_over_warps());
+#pragma unroll
+        for (int o = 0; o < kOwned; ++o) {
+            if (takes_part(o, any)) states[o].max = fmaxf(states[o].max, top_over_warps(owned(o)));
+        }
     }
 
     __device__ __forceinline__ void of_rows(TileAcc& acc, PairBits& bits, uint32_t row0, uint32_t col0, bool plain,
-                                            bool any, SetState& state) const {
+                                            bool any, States& states) const {
         const auto active = [](float v) { return !(v <= 0.0f); };
         const auto same = [](float v, int) { return v; };
         const float c0 = t.c[0], c1 = t.c[1];
@@ -198,7 +253,7 @@ struct Statistics : TileSets<kBoth> {
                 transform(acc, bits.pos, [&](float s) { return s - c1; }, [&](float s) { return c0 - s; });
                 this->term_rows(acc, bits.neg, 0, same, active);
                 if (any) this->term_rows(acc, bits.pos, 1, same, active);
-                return add_terms(any, state);
+                return add_terms(any, states);
             case kFormMulti:
                 if (t.lowest != nullptr) keep_mined(t, thread, acc, bits, row0);
                 transform(acc, bits.pos, MultiLogits{t.c});
@@ -218,47 +273,48 @@ struct Statistics : TileSets<kBoth> {
             default: scale(acc, col0);
         }
         const bool refined = t.form == kFormRanked || t.lowest != nullptr;
-        if (plain && !refined) softmax<true>(acc, bits, any, 0.0f, state);
-        else softmax<false>(acc, bits, any, 0.0f, state);
+        if (plain && !refined) softmax<true>(acc, bits, col0, any, states);
+        else softmax<false>(acc, bits, col0, any, states);
     }
 
-    // Everything between the products of a tile and their effect on this thread's set.
+    // Everything between the products of a tile and their effect on this thread's sets.
     __device__ __forceinline__ void tile(TileAcc& acc, uint32_t row0, uint32_t col0, bool first_row, bool first_col,
                                          uint32_t& negatives, uint32_t& positives) {
-        const uint32_t first_line = of_columns() ? col0 : row0;
-        SetState state = load(first_line, of_columns() ? first_row : first_col);  // early: it arrives behind the logits
-        const float q = of_columns() ? log_q_of(t, col0 + line) : 0.0f;
+        States states;
+        load(states, row0, col0, first_row, first_col);  // early: they arrive behind the logits
         similarities(t, thread, acc, row0, col0);
         const bool plain = all_negative(t, row0, col0);
         PairBits bits = classify(t, thread, row0, col0);
         if (row0 == col0 && p.pos != nullptr) write_pairs(acc, row0, col0);
         const bool any = tile_sync_or(bits.pos != 0);  // also: the scratch memory is free
         if (!kBoth && p.extremes != 0) {
-            extremes(acc, bits, any, state);
-            store(first_line, state);
+            extremes(acc, bits, any, states);
+            store(states, row0, col0);
             return;
         }
         negatives += __popcll(bits.neg);
         positives += __popcll(bits.pos);
         if (any && p.col_flags != nullptr) flag_columns(thread, bits.pos, col0, p.col_flags);
         if (kBoth && t.form == kFormTriplet) {
-            triplet(acc, bits, row0, col0, state);
+            triplet(acc, bits, row0, col0, states);
         } else if (kBoth) {
             scale(acc, col0);
-            if (plain) softmax<true>(acc, bits, any, q, state);
-            else softmax<false>(acc, bits, any, q, state);
+            if (plain) softmax<true>(acc, bits, col0, any, states);
+            else softmax<false>(acc, bits, col0, any, states);
         } else {
             if (any) put_positives(acc, bits.pos);
-            of_rows(acc, bits, row0, col0, plain, any, state);
-            if (any && set == 1) {
+            of_rows(acc, bits, row0, col0, plain, any, states);
+#pragma unroll
+            for (int o = 0; o < kOwned; ++o) {
+                if (!any || owned(o).set == 0) continue;
 #pragma unroll
                 for (int w = 0; w < kWarpCols; ++w) {
-                    state.total += scratch.total[w][line];
-                    state.raw += scratch.raw[w][line];
+                    states[o].total += scratch.total[w][owned(o).line];
+                    states[o].raw += scratch.raw[w][owned(o).line];
                 }
             }
         }
-        store(first_line, state);
+        store(states, row0, col0);
     }
 };
 
@@ -282,7 +338,7 @@ template <typename T, bool kBoth>
 __device__ __forceinline__ void stats_groups(const TensorMaps& maps, const PairwiseStatsParams& p) {
     extern __shared__ __align__(1024) char shared[];
     const TileRect rect = stats_rect(p);
-    RectSweep<T> sweep(shared, maps, p.tiles.d, rect, computes(p.tiles));
+    RectSweep<T, true> sweep(shared, maps, p.tiles.d, rect, computes(p.tiles));
     stats_tiles<kBoth>(p, sweep, rect);
 }
 #endif

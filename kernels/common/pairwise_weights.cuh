@@ -33,8 +33,7 @@ struct WeightsScratch {
     float inv[kTileCols];
     References references;
 };
-static_assert(sizeof(WeightsScratch) <= kScratchBytes, "the epilogue lives in the sweep's scratch memory");
-static_assert(kTileCols == kTile, "half of the threads own a row, the others a column");
+static_assert(sizeof(WeightsScratch) <= kScratchBytes / kParties, "the epilogue lives in the sweep's scratch memory");
 
 // What row i of the thread says.
 struct RowCoefficients {
@@ -70,28 +69,36 @@ struct Weights {
         return f == f ? f : 1.0f;
     }
 
-    // Threads that own columns put what those say into the scratch memory, others what their rows are relative to.
+    // The party's threads put what the columns say into the scratch memory, and what its rows are relative to: the lines,
+    // rows first, are dealt to them, to whole warps those of one kind.
     __device__ __forceinline__ void put_columns(uint32_t row0, uint32_t col0) const {
         tile_sync();  // the scratch memory is free
-        const bool owns_row = thread.index < kTile;
-        const uint32_t line = thread.index % kTile;
-        const uint32_t row = min(row0 + line, t.n - 1), col = min(col0 + line, t.m - 1);
-        const float q = log_q_of(t, col);
-        float factor = 0.0f, reference = 0.0f;
-        if (kBoth) {
-            const float shift = owns_row ? __ldg(p.row_coefficients + row) : __ldg(p.col_coefficients + col);
-            reference = owns_row ? shift : shift - q;
-            if (!owns_row) factor = scale.negative * __ldg(p.col_coefficients + t.m + col);
-            const float largest = columns.references.put(thread, reference, -reference);
-            if (!owns_row) {
-                columns.shift[line] = shift;
-                columns.factor[line] = factor;
-                columns.near[line] = factor * exp2_fast(largest - reference);
+#pragma unroll
+        for (uint32_t first = 0; first < kPartyLines; first += kPartyThreads) {
+            const uint32_t of_party = first + thread.member();
+            // The same for a warp, which the compiler is told.
+            const uint32_t of_warp = kParties == 1 ? of_party : __shfl_sync(~0u, of_party, 0);
+            if (kPartyLines % kPartyThreads != 0 && of_warp >= kPartyLines) break;
+            const bool is_row = of_warp < kPartyRows;
+            const uint32_t line = is_row ? of_party : of_party - kPartyRows;
+            const uint32_t row = min(row0 + thread.party_row() + line, t.n - 1), col = min(col0 + line, t.m - 1);
+            const float q = log_q_of(t, col);
+            float factor = 0.0f, reference = 0.0f;
+            if (kBoth) {
+                const float shift = is_row ? __ldg(p.row_coefficients + row) : __ldg(p.col_coefficients + col);
+                reference = is_row ? shift : shift - q;
+                if (!is_row) factor = scale.negative * __ldg(p.col_coefficients + t.m + col);
+                const float largest = columns.references.put(of_party, reference, -reference);
+                if (!is_row) {
+                    columns.shift[line] = shift;
+                    columns.factor[line] = factor;
+                    columns.near[line] = factor * exp2_fast(largest - reference);
+                }
             }
-        }
-        if (!owns_row) {
-            columns.log_q[line] = q;
-            columns.inv[line] = factor_of(t.inv_y, col0 + line, t.m);
+            if (!is_row) {
+                columns.log_q[line] = q;
+                columns.inv[line] = factor_of(t.inv_y, col0 + line, t.m);
+            }
         }
         tile_sync();  // what the columns say is in place
     }
@@ -170,7 +177,7 @@ struct Weights {
                         positive);
             return;
         }
-        // NaN and infinities, of anchors without weights, are not near either. The same for the block.
+        // NaN and infinities, of anchors without weights, are not near either. The same for the party.
         if (!columns.references.near()) {
             fill<true>(acc, bits, row0, sums,
                        [&](float s, const RowCoefficients& r, int k) {
@@ -450,7 +457,7 @@ __device__ __forceinline__ void weights_tiles(const PairwiseWeightsParams& p, Sw
         atomicAdd(p.counts, static_cast<unsigned long long>(sums.negatives[warp_id()]));
         atomicAdd(p.counts + 1, static_cast<unsigned long long>(sums.positives[warp_id()]));
     }
-    tile_sync();  // every warp's sums are in place
+    holders_sync();  // every warp's sums are in place
     if (threadIdx.x >= kWaveSums) return;
     double sum = 0.0;
     for (uint32_t w = 0; w < kTileThreads / kWarpSize; ++w) sum += sums.of[threadIdx.x][w];
@@ -462,7 +469,7 @@ template <typename T, bool kBoth>
 __device__ __forceinline__ void weights_groups(const TensorMaps& maps, const PairwiseWeightsParams& p) {
     extern __shared__ __align__(1024) char shared[];
     __shared__ Sums sums;
-    RectSweep<T> sweep(shared, maps, p.tiles.d, weights_rect(p), computes(p.tiles));
+    RectSweep<T, true> sweep(shared, maps, p.tiles.d, weights_rect(p), computes(p.tiles));
     weights_tiles<T, kBoth>(p, sweep, sums);
 }
 #endif

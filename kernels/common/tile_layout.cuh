@@ -10,6 +10,9 @@
 //
 // A file whose kernels use warpgroups defines SIMGRAD_GROUP_TILE, the columns of a tile, before its first include; one whose
 // warps share the features of small tiles SIMGRAD_SLICE_TILE.
+//
+// A party is the threads that meet in an epilogue: all that hold the tile, or with SIMGRAD_GROUPS_APART each warpgroup for
+// itself, so that one can multiply while the other one is in its epilogue. A party holds kPartyRows rows of the tile.
 #pragma once
 #include <stdint.h>
 
@@ -34,6 +37,14 @@ constexpr int kTileCols = kTile;
 constexpr int kWarpRows = 2;
 constexpr int kWarpCols = 4;
 #endif
+#ifdef SIMGRAD_GROUPS_APART
+constexpr int kParties = 2;
+#else
+constexpr int kParties = 1;
+#endif
+constexpr int kPartyThreads = kTileThreads / kParties;
+constexpr int kPartyRows = kTile / kParties;
+constexpr int kPartyWarpRows = kWarpRows / kParties;
 constexpr int kThreadRows = kTile / kWarpRows / 8;
 constexpr int kThreadCols = kTileCols / kWarpCols / 4;
 constexpr int kThreadElements = kThreadRows * kThreadCols;
@@ -47,22 +58,33 @@ __device__ __forceinline__ constexpr int element_at(int i, int k) {
     return (i >> 1) * 2 * kThreadCols + (k >> 1) * 4 + (i & 1) * 2 + (k & 1);
 }
 
-// Barriers of the threads that hold a tile: the whole block, or all of it but the warpgroup that loads.
+// Barriers of a party, and of all threads that hold a tile: the whole block, or all of it but the warpgroup that loads.
 #ifdef SIMGRAD_GROUP_TILE
-__device__ __forceinline__ void tile_sync() { asm volatile("barrier.cta.sync 1, 256;" ::: "memory"); }
+// Number 2 is that of group_tile.cuh. Read anew for every barrier, not kept in a register.
+__device__ __forceinline__ uint32_t party_barrier() {
+    if (kParties == 1) return 1;
+    uint32_t index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return 3 + index / kPartyThreads;
+}
+__device__ __forceinline__ void holders_sync() { asm volatile("barrier.cta.sync 1, 256;" ::: "memory"); }
+__device__ __forceinline__ void tile_sync() {
+    asm volatile("barrier.cta.sync %0, %1;" ::"r"(party_barrier()), "n"(kPartyThreads) : "memory");
+}
 __device__ __forceinline__ bool tile_sync_or(bool v) {
     uint32_t any;
     asm volatile(
         "{\n.reg .pred a, b;\n"
         "setp.ne.u32 a, %1, 0;\n"
-        "barrier.cta.red.or.pred b, 1, 256, a;\n"
+        "barrier.cta.red.or.pred b, %2, %3, a;\n"
         "selp.u32 %0, 1, 0, b;\n}"
         : "=r"(any)
-        : "r"(uint32_t(v))
+        : "r"(uint32_t(v)), "r"(party_barrier()), "n"(kPartyThreads)
         : "memory");
     return any != 0;
 }
 #else
+__device__ __forceinline__ void holders_sync() { __syncthreads(); }
 __device__ __forceinline__ void tile_sync() { __syncthreads(); }
 __device__ __forceinline__ bool tile_sync_or(bool v) { return __syncthreads_or(v) != 0; }
 #endif

@@ -49,12 +49,13 @@ impl Step<'_> {
         self.inputs.n.min(self.inputs.m) as f64
     }
 
-    /// Words of states that a sweep leaves in every split.
+    /// Words of states that a sweep leaves in all splits.
     fn states(&self) -> f64 {
         let Inputs { n, m, .. } = self.inputs;
-        let splits = self.sweeps.stats.splits;
-        let other = if self.form().both { splits.rows * m } else { splits.cols * n };
-        (SET_PLANES * (splits.cols * n + other)) as f64
+        let (stats, of_rows) = (self.sweeps.stats, self.sweeps.stats.splits.cols * n);
+        // Negatives alone have no more than a maximum, a sum and a number.
+        let words = if self.form().both { 3 * (of_rows + stats.column_states() * m) } else { SET_PLANES * 2 * of_rows };
+        words as f64
     }
 
     /// A sweep of all similarities. `stored` and `loaded` tell whether they are in memory, after and before it.
@@ -101,9 +102,10 @@ impl Step<'_> {
             }
         }
         let coefficients = 4.0 * (ROW_PLANES as f64 * n + if form.both { COL_PLANES as f64 * m } else { 0.0 });
-        // Without statistics facts about rows and a flag per column. Of the states maximum, sum and count.
+        // Without statistics facts about rows and a flag per column. Of the states maximum, sum and number.
         let read = if form.has_statistics() {
-            2.0 * self.states() + 4.0 * inputs.lines() + 4.0 * self.pairs()
+            let words = self.states() * if form.both { 1.0 } else { 0.5 };
+            4.0 * words + 4.0 * inputs.lines() + 4.0 * self.pairs()
         } else {
             4.0 * (n + inputs.lines())
         };

@@ -7,7 +7,7 @@ use super::pairwise_grad_hopper::PartsShape;
 use super::pairwise_params::{
     COL_PLANES, Form, LINES, ObjectiveForm, PairwiseBlock, ROW_PLANES, SET_PLANES, WAVE_SUMS, ZEROED,
 };
-use super::plan::{Splits, TILE, tiles};
+use super::plan::{GROUP_PARTIES, Splits, TILE, tiles};
 use super::prepare::{Operand, Prepare, Wants};
 use super::split::{Split, splits};
 use super::workspace::{Layout, Region};
@@ -232,7 +232,7 @@ impl Plan {
         let row_parts = layout.take::<u32>(&[SET_PLANES, room.cols, n])?;
         // States of columns, or of rows' positives, of one part after the other.
         let [of_cols, of_rows] = [any(|f| f.both), any(|f| !f.both)].map(usize::from);
-        let other = (of_cols * room.rows * m).max(of_rows * room.cols * n);
+        let other = (of_cols * room.rows * GROUP_PARTIES * m).max(of_rows * room.cols * n);
         let other_parts = layout.take::<u32>(&[SET_PLANES, other])?;
         let pos = layout.take::<f32>(&[of_cols, pairs])?;
         let extremes = [layout.take::<f32>(&[of_mined, n])?, layout.take::<f32>(&[of_mined, n])?];

@@ -252,7 +252,7 @@ impl Step<'_> {
             k: part.form.k,
             n: plan.shape.n as u32,
             m: plan.shape.m as u32,
-            row_splits: splits(self.sweeps.stats.splits.rows),
+            row_splits: splits(self.sweeps.stats.column_states()),
             col_splits: splits(self.sweeps.stats.splits.cols),
             form: part.form.form as u32,
             both: u32::from(part.form.both),

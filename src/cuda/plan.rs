@@ -23,6 +23,8 @@ pub(crate) const MAX_SPLITS: usize = 16;
 const ROW_BYTES: u32 = 128;
 /// Rows of a tile of the schemes with `wgmma`: two warpgroups of 64.
 pub(crate) const GROUP_ROWS: usize = 128;
+/// Of these, where they do not meet: `kParties` of the files with `SIMGRAD_GROUPS_APART`.
+pub(crate) const GROUP_PARTIES: usize = 2;
 /// Columns of a tile of [`Scheme::GroupMma`].
 pub(crate) const GROUP_COLS: usize = 256;
 /// Rows and columns of a tile of [`Scheme::WarpSlices`]; `kTile` and `kTileCols` in `kernels/common/tile_layout.cuh`.
@@ -359,6 +361,12 @@ impl SweepPlan {
     /// The plan of `kernel` for `shape` on `device`. Neither allocates nor asks anything of a device.
     pub fn new(kernel: SweepKernel, shape: SweepShape, device: PlanDevice) -> Self {
         Self::of_scheme(choose(kernel, &shape, &device), kernel, shape, device)
+    }
+
+    /// Parts of the rows that leave a state of every column, where sums of rows and columns are found together
+    /// (`pairwise_stats`): in [`Scheme::GroupMma`] each of two warpgroups for its rows of a tile.
+    pub(super) fn column_states(&self) -> usize {
+        self.splits.rows * if self.scheme == Scheme::GroupMma { GROUP_PARTIES } else { 1 }
     }
 
     /// With other splits than those of the shape alone.
