@@ -22,7 +22,7 @@ template <typename T>
 __device__ __forceinline__ void ranks_body(const RanksParams& p) {
     extern __shared__ __align__(128) char stages[];
     // Read up to a tile's end, written behind the products of the next one, which all threads meet in.
-    __shared__ TileBounds bounds;
+    __shared__ TileBounds bounds[kParties];
     const TileRect rect = tile_rect(0, tiles_of(p.n), p.m, p.row_splits, p.col_splits);
     RectSweep<T> sweep(stages, TileOperands<T, RanksParams>{p}, rect);
     rank_tiles(p, sweep, rect, bounds);

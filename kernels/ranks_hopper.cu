@@ -5,6 +5,7 @@
 // Needs   sm_90a.
 #define SIMGRAD_GROUP_TILE 128
 #define SIMGRAD_GROUP_STEP 2
+#define SIMGRAD_GROUPS_APART
 #include "common/group_tile.cuh"
 #include "common/ranks.cuh"
 

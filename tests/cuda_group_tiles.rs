@@ -6,7 +6,7 @@ mod common;
 
 use common::check::similarities;
 use common::cuda;
-use common::data::{Kind, Matrix, ODD, TIGHT, WIDE, group_ids, pair, poison};
+use common::data::{Kind, Matrix, ODD, TIGHT, WIDE, group_ids, groups_in_order, pair, poison};
 use half::{bf16, f16};
 use simgrad::cuda::{PlanDevice, Scheme, SweepKernel, SweepPlan, SweepShape};
 use simgrad::{
@@ -58,21 +58,37 @@ fn integers<T: Element>() -> (Matrix<T>, Matrix<T>) {
     (Matrix::new(&x, n, d, ODD), Matrix::new(&y, m, d, WIDE))
 }
 
-fn ranks_cell<T: Element>(backend: &Backend, grouped: bool, ties: TiePolicy) {
+fn ranks_cell<T: Element>(backend: &Backend, ids: Option<(Vec<i64>, Vec<i64>)>, ties: TiePolicy) {
     let (x, y) = integers::<T>();
-    let ids = (group_ids(1, x.rows, 40), group_ids(2, y.rows, 40));
-    let groups = grouped.then_some(Groups { rows: &ids.0, cols: &ids.1 });
+    let groups = ids.as_ref().map(|(rows, cols)| Groups { rows, cols });
     let options = RecallOptions { normalization: Normalization::None, groups, ties };
     let got = backend.ranks(x.view(), y.view(), &options).expect("ranks");
-    assert_eq!(got, reference::ranks(x.view(), y.view(), &options), "{} {grouped} {ties:?}", T::DTYPE);
+    assert_eq!(got, reference::ranks(x.view(), y.view(), &options), "{} {} {ties:?}", T::DTYPE, ids.is_some());
 }
 
 #[test]
 fn ranks() {
     let Some(backend) = backend() else { return };
-    ranks_cell::<bf16>(backend, false, TiePolicy::LowestIndex);
-    ranks_cell::<f16>(backend, true, TiePolicy::LowestIndex);
-    ranks_cell::<bf16>(backend, false, TiePolicy::Pessimistic);
+    let (n, m, _) = SHAPE;
+    ranks_cell::<bf16>(backend, None, TiePolicy::LowestIndex);
+    ranks_cell::<f16>(backend, Some((group_ids(1, n, 40), group_ids(2, m, 40))), TiePolicy::LowestIndex);
+    ranks_cell::<bf16>(backend, None, TiePolicy::Pessimistic);
+    ranks_cell::<bf16>(backend, Some(groups_in_order(n, m)), TiePolicy::LowestIndex);
+}
+
+#[test]
+fn mine_with_groups_in_order() {
+    let Some(backend) = backend() else { return };
+    let (x, y) = integers::<bf16>();
+    let (rows, cols) = groups_in_order(x.rows, y.rows);
+    let groups = Some(Groups { rows: &rows, cols: &cols });
+    let options = MineOptions { normalization: Normalization::None, groups, ..MineOptions::default() };
+    let got = backend.mine(x.view(), y.view(), &options).expect("mine");
+    let want = reference::mine(x.view(), y.view(), &options);
+    for (got, want) in [(&got.rows, &want.rows), (&got.cols, &want.cols)] {
+        assert_eq!(got.index, want.index);
+        assert!(got.value.iter().zip(&want.value).all(|(&g, &w)| f64::from(g) == w));
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::data::{Kind, LAYOUTS, Matrix, ODD, TIGHT};
+use common::data::{Kind, LAYOUTS, Matrix, ODD, TIGHT, groups_in_order};
 use common::pairwise::{PairwiseCase, ROUNDED, pairwise_case, relative};
 use common::{for_each_gradient, full, is_cuda, on_every_backend};
 use simgrad::cpu::Cpu;
@@ -69,6 +69,24 @@ fn groups_masks_weights_and_corrections() {
         if !is_cuda(backend) {
             everything_cell::<f64, f64>(backend);
         }
+    });
+}
+
+fn in_order_cell<T: Element, G: GradientOf<T>>(backend: &Backend) {
+    let (n, m) = (300, 530);
+    for objective in [PairwiseObjective::InfoNce { scale: 8.0 }, PairwiseObjective::SupCon { tau: 0.2 }] {
+        let mut case = pairwise_case::<T>(Kind::Sphere, (n, m, 24), objective, 13);
+        case.groups = Some(groups_in_order(n, m));
+        case.check(&format!("{objective} {}", T::DTYPE), &case.run::<G>(backend, TIGHT), relative::<T>());
+    }
+}
+
+/// Most tiles have no pair of one group, some no more than numbers that end alike.
+#[test]
+fn groups_in_order_of_their_numbers() {
+    on_every_backend(|backend| {
+        in_order_cell::<f32, f32>(backend);
+        in_order_cell::<half::bf16, f32>(backend);
     });
 }
 

@@ -28,24 +28,24 @@ __device__ __forceinline__ LineBound line_bound(float score, int32_t index, uint
     return turn <= 0 ? LineBound{score, score, 0} : LineBound{equals, score, uint32_t(turn)};
 }
 
-// The bounds of a tile's lines in shared memory, rows before columns: each is found by one thread and read by all that hold
+// The bounds of a party's lines in shared memory, rows before columns: each is found by one thread and read by all that hold
 // elements of the line.
 struct TileBounds {
-    static constexpr uint32_t kCount = kTile + kTileCols;
+    static constexpr uint32_t kCount = kPartyRows + kTileCols;
 
-    alignas(16) uint32_t turning[kTileThreads / 32];  // a bit per line whose bound turns within the tile
+    uint32_t turning[(kCount > kPartyThreads ? kCount : kPartyThreads) / 32];  // a bit per line whose bound turns within the tile
     alignas(8) float before[kCount];
     alignas(8) float after[kCount];
     alignas(2) uint8_t turn[kCount];
 
-    // Thread `index` says what bounds line `index`; warps do so as a whole, also where there is no such line.
-    __device__ __forceinline__ void publish(uint32_t index, const LineBound& bound) {
+    // A thread says what bounds line `line`; warps do so as a whole, also where there is no such line.
+    __device__ __forceinline__ void publish(uint32_t line, const LineBound& bound) {
         const uint32_t lines = __ballot_sync(~0u, bound.turn != 0);
-        if ((index & 31) == 0) turning[index >> 5] = lines;
-        if (kCount < kTileThreads && index >= kCount) return;
-        before[index] = bound.before;
-        after[index] = bound.after;
-        turn[index] = uint8_t(bound.turn);
+        if ((line & 31) == 0) turning[line >> 5] = lines;
+        if (kCount < kPartyThreads && line >= kCount) return;
+        before[line] = bound.before;
+        after[line] = bound.after;
+        turn[line] = uint8_t(bound.turn);
     }
     // `kWhole`: that no bound turns is known.
     template <bool kWhole>
@@ -64,11 +64,14 @@ struct TileBounds {
     }
     template <bool kRows>
     __device__ __forceinline__ bool any_turns() const {
-        const uint4 lines = reinterpret_cast<const uint4*>(turning)[kRows ? 0 : 1];
-        return (lines.x | lines.y | lines.z | lines.w) != 0;
+        constexpr int kFirst = kRows ? 0 : kPartyRows / 32, kWords = (kRows ? kPartyRows : kTileCols) / 32;
+        uint32_t lines = 0;
+#pragma unroll
+        for (int w = 0; w < kWords; ++w) lines |= turning[kFirst + w];
+        return lines != 0;
     }
 };
-static_assert(kTile == 128 && kTileThreads == 256, "the rows' bits are the first 16 bytes");
+static_assert(kPartyRows % 32 == 0 && kTileCols % 32 == 0, "the lines of a warp are all rows or all columns");
 
 // Counts of a thread's lines, a byte each: of a warp no row has more than 128 elements, no column more than 64.
 constexpr int kRowWords = (kThreadRows + 3) / 4;
@@ -82,7 +85,7 @@ __device__ __forceinline__ void count_own(const TileAcc& acc, TileBits bits, con
     constexpr int kStep = kRows ? 1 : 2;  // columns 2 j and 2 j + 1 lie beside each other
 #pragma unroll
     for (int line = 0; line < (kRows ? kThreadRows : kThreadCols); line += kStep) {
-        const uint32_t place = kRows ? thread.row(line) : kTile + thread.col(line);
+        const uint32_t place = kRows ? thread.in_party(thread.row(line)) : kPartyRows + thread.col(line);
         LineBound bound[kStep];
         if constexpr (kRows) bound[0] = bounds.at<kWhole>(place);
         else bounds.pair_at<kWhole>(place, bound);
@@ -107,7 +110,7 @@ __device__ __forceinline__ void count_lines(const TileAcc& acc, TileBits bits, b
                                             const TileBounds& bounds, uint32_t (&words)[kWords]) {
 #pragma unroll
     for (int w = 0; w < kWords; ++w) words[w] = 0;
-    // All warps take the branch as one.
+    // A warp takes the branch as one.
     if (all && !bounds.any_turns<kRows>()) count_own<kRows, true>(acc, bits, thread, bounds, words);
     else count_own<kRows, false>(acc, bits, thread, bounds, words);
     if constexpr (kRows) {

@@ -86,6 +86,29 @@ __device__ __forceinline__ void scale_tile(TileAcc& acc, const TileThread& t, co
     }
 }
 
+// Whether the tile has neither the edge of the matrix nor own pairs in it.
+__device__ __forceinline__ bool is_inner(uint32_t row0, uint32_t col0, uint32_t n, uint32_t m) {
+    return !on_diagonal(row0, col0) && row0 + kTile <= n && col0 + kTileCols <= m;
+}
+
+// Whether a row and a column of the warp's part of an inner tile may be of one group: the lower halves of their numbers tell,
+// without a branch. In most tiles they are not, and need no look at pair after pair. The same for a warp.
+__device__ __forceinline__ bool may_share_group(const TileThread& t, uint32_t row0, uint32_t col0, const int64_t* row_groups,
+                                                const int64_t* col_groups) {
+    const auto low = [](const int64_t* group) { return __ldg(reinterpret_cast<const uint32_t*>(group)); };
+    uint32_t rows[kThreadRows];
+#pragma unroll
+    for (int i = 0; i < kThreadRows; ++i) rows[i] = low(row_groups + row0 + t.row(i));
+    bool same = false;
+#pragma unroll
+    for (int k = 0; k < kThreadCols; ++k) {
+        const uint32_t col = low(col_groups + col0 + t.col(k));
+#pragma unroll
+        for (int i = 0; i < kThreadRows; ++i) same |= rows[i] == col;
+    }
+    return __any_sync(~0u, same);
+}
+
 // Which of the thread's elements exist and satisfy `rule`(is the pair, is of the own group): see bit_at().
 // Apart from the accumulators and rolled up on purpose: beside them, unrolled tests do not fit the registers.
 template <typename Rule>

@@ -133,8 +133,11 @@ struct KeyMiner {
         scale_tile(acc, thread, p.inv_x, p.inv_y, row0, col0, p.n, p.m);
         TileBits bits = ~TileBits(0);
         bool neg_inf = true;
-        const bool all = p.select == kSelectNegatives && p.row_groups == nullptr && !on_diagonal(row0, col0) &&
-                         row0 + kTile <= p.n && col0 + kTileCols <= p.m;
+        // No pair, and none of one group.
+        const bool apart = is_inner(row0, col0, p.n, p.m) &&
+                           (p.row_groups == nullptr || !may_share_group(thread, row0, col0, p.row_groups, p.col_groups));
+        if (apart && p.select == kSelectGroup) return;
+        const bool all = apart && p.select == kSelectNegatives;
         if (!all) {
             if (on_diagonal(row0, col0) && p.pos != nullptr) write_pairs(p, thread, acc, row0, col0);
             if (p.row_parts == nullptr) return;

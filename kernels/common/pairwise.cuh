@@ -252,7 +252,12 @@ __device__ __forceinline__ bool all_negative(const PairwiseTiles& p, uint32_t ro
 }
 
 __device__ __forceinline__ PairBits classify(const PairwiseTiles& p, const TileThread& t, uint32_t row0, uint32_t col0) {
-    return all_negative(p, row0, col0) ? PairBits{~TileBits(0), 0} : classify_some(p, t, row0, col0);
+    const PairBits negatives{~TileBits(0), 0};
+    if (all_negative(p, row0, col0)) return negatives;
+    // With groups those of a warp, in most tiles.
+    const bool asks = p.row_groups != nullptr && p.ignore_rows == nullptr && p.ignore_cols == nullptr;
+    if (asks && is_inner(row0, col0, p.n, p.m) && !may_share_group(t, row0, col0, p.row_groups, p.col_groups)) return negatives;
+    return classify_some(p, t, row0, col0);
 }
 
 // Marks the columns of positives. Threads and blocks that have one of the same column write the same.

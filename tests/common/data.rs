@@ -109,6 +109,13 @@ pub fn group_ids(seed: u64, count: usize, kinds: usize) -> Vec<i64> {
     (0..count).map(|_| id(rng.below(kinds))).collect()
 }
 
+/// Groups of one row and two columns, in order: most tiles of a large matrix have none on both sides. Every third column is of
+/// no group, but the lower half of its number is that of a row's, of another one in every tile.
+pub fn groups_in_order(rows: usize, cols: usize) -> (Vec<i64>, Vec<i64>) {
+    let col = |j: usize| if j % 3 == 2 { (j * 37 % rows) as i64 | 1 << 40 } else { (j / 2) as i64 };
+    ((0..rows as i64).collect(), (0..cols).map(col).collect())
+}
+
 /// Where a matrix lies in its buffer: elements before it, and elements between one row's end and the next row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Layout {
