@@ -174,34 +174,31 @@ struct TileSets {
             // That of a row without a member has no part in the origin.
             to_col[i] = near ? exp2_fast(fminf(row_reference(0, i) - origin, 0.0f)) : 0.0f;
         }
+        float col[kJoinedCols][8] = {};
+        const auto sums = [&](auto add) {
 #pragma unroll
-        for (int h = 0; h < kJoinedCols; ++h) {
-            float col[8] = {};
-            if (near) {
+            for (int i = 0; i < kThreadRows; ++i) {
 #pragma unroll
-                for (int i = 0; i < kThreadRows; ++i) {
-#pragma unroll
-                    for (int q = 0; q < 8; ++q) {
-                        const float e = exp2_fast(element(acc, i, 8 * h + q) - row_reference(0, i));
-                        const float term = has<kPlain>(bits, i, 8 * h + q) ? e : 0.0f;
-                        row[i] += term;
-                        col[q] = fmaf(term, to_col[i], col[q]);
-                    }
-                }
-            } else {
-#pragma unroll
-                for (int i = 0; i < kThreadRows; ++i) {
-#pragma unroll
-                    for (int q = 0; q < 8; ++q) {
-                        const float u = element(acc, i, 8 * h + q);
-                        const bool member = has<kPlain>(bits, i, 8 * h + q);
-                        row[i] += member ? exp2_fast(u - row_reference(0, i)) : 0.0f;
-                        col[q] += member ? exp2_fast(u - scratch.reference[1][thread.col(8 * h + q)]) : 0.0f;
-                    }
-                }
+                for (int k = 0; k < kThreadCols; ++k) add(i, k, col[k / 8][k % 8]);
             }
-            put_cols(col, h, of_set(scratch.sum, 1), plus<float>);
+        };
+        if (near) {
+            sums([&](int i, int k, float& col) {
+                const float e = exp2_fast(element(acc, i, k) - row_reference(0, i));
+                const float term = has<kPlain>(bits, i, k) ? e : 0.0f;
+                row[i] += term;
+                col = fmaf(term, to_col[i], col);
+            });
+        } else {
+            sums([&](int i, int k, float& col) {
+                const float u = element(acc, i, k);
+                const bool member = has<kPlain>(bits, i, k);
+                row[i] += member ? exp2_fast(u - row_reference(0, i)) : 0.0f;
+                col += member ? exp2_fast(u - scratch.reference[1][thread.col(k)]) : 0.0f;
+            });
         }
+#pragma unroll
+        for (int h = 0; h < kJoinedCols; ++h) put_cols(col[h], h, of_set(scratch.sum, 1), plus<float>);
         put_rows(row, of_set(scratch.sum, 0), plus<float>);
         put_rows(count, of_set(scratch.count, 0), plus<uint32_t>);
     }
