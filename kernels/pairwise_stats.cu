@@ -7,7 +7,8 @@
 //
 //   x (n, d), y (m, d)    T: f32 | f16 | bf16, row-major, base and rows aligned to 16 bytes
 //   inv_x (n), inv_y (m)  f32 or null;  groups i64, masks u8, log_q f32: see params/pairwise.h
-//   row_parts, other_parts (6, splits, lines): 4-byte words;  pos (min(n, m)) f32;  col_flags (m) u32;  counts (2) u64
+//   row_parts, other_parts (6, splits, lines): 4-byte words; where columns are anchors too, planes 0, 1 and 3 alone
+//   pos (min(n, m)) f32;  col_flags (m) u32;  counts (2) u64
 //   No output may alias an input or another output.
 //
 // Work    the tiles are dealt to row_splits x col_splits blocks; a block sweeps its rectangle, columns innermost. Thread t

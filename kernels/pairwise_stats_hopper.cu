@@ -1,5 +1,7 @@
 // pairwise_stats_hopper — pairwise_stats.cu on warpgroups, in steps of 128 x 128.
 //
+// Work    a warpgroup has 64 rows of a tile, the sets of these rows, and sets of its own of all columns: the columns have
+//         2 row_splits splits.
 // Launch  grid = (col_splits, row_splits), clusters of 2 blocks along rows, block = 384, kGroupSharedBytes of dynamic shared
 //         memory.
 // Needs   sm_90a.

@@ -1,4 +1,4 @@
-// pairwise_weights_hopper — pairwise_weights.cu on warpgroups, in steps of 128 x 128.
+// pairwise_weights_hopper — pairwise_weights.cu on warpgroups, in steps of 128 x 128, each for its 64 rows of a tile.
 //
 // Launch  grid = (col_splits, row_splits), clusters of 2 blocks along rows, block = 384, kGroupSharedBytes of dynamic shared
 //         memory.

@@ -1,4 +1,4 @@
-// ranks_hopper — ranks.cu on warpgroups, in steps of 128 x 256.
+// ranks_hopper — ranks.cu on warpgroups, in steps of 128 x 256, each for its 64 rows of a tile.
 //
 // Launch  grid = (col_splits, row_splits), clusters of 2 blocks along rows, block = 384, kGroupSharedBytes of dynamic shared
 //         memory.

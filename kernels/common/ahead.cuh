@@ -33,7 +33,8 @@ __device__ __forceinline__ LineBound line_bound(float score, int32_t index, uint
 struct TileBounds {
     static constexpr uint32_t kCount = kPartyRows + kTileCols;
 
-    uint32_t turning[(kCount > kPartyThreads ? kCount : kPartyThreads) / 32];  // a bit per line whose bound turns within the tile
+    // A bit per line whose bound turns within the tile.
+    uint32_t turning[(kCount > kPartyThreads ? kCount : kPartyThreads) / 32];
     alignas(8) float before[kCount];
     alignas(8) float after[kCount];
     alignas(2) uint8_t turn[kCount];

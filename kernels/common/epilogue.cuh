@@ -28,7 +28,9 @@ struct TileThread {
     __device__ __forceinline__ uint32_t party_row() const { return party() * kPartyRows; }
     __device__ __forceinline__ uint32_t in_party(uint32_t row) const { return kParties == 1 ? row : row % kPartyRows; }
     __device__ __forceinline__ uint32_t member() const { return kParties == 1 ? index : index % kPartyThreads; }
-    __device__ __forceinline__ uint32_t party_warp_row() const { return kParties == 1 ? warp_row() : warp_row() % kPartyWarpRows; }
+    __device__ __forceinline__ uint32_t party_warp_row() const {
+        return kParties == 1 ? warp_row() : warp_row() % kPartyWarpRows;
+    }
     __device__ __forceinline__ uint32_t row(int i) const { return first_row + 8 * i; }
     __device__ __forceinline__ uint32_t col(int k) const { return first_col + 8 * (k >> 1) + (k & 1); }
 

@@ -225,7 +225,7 @@ class RectSweep {
             for (uint32_t c = rect_.c; c < rect_.c_end; c += kStepTiles) {
                 float acc[kStepTiles * kThreadElements];
                 if (kMayBeZero) {
-                    // Also before products, which do not read it: else what it held before would be kept for where there are none.
+                    // Also before products, which do not read it: else the compiler keeps what it held before.
 #pragma unroll
                     for (int e = 0; e < kStepTiles * kThreadElements; ++e) acc[e] = 0.0f;
                 }

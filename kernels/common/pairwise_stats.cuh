@@ -153,7 +153,8 @@ struct Statistics : TileSets<kBoth> {
             const bool none = state.max == neg_infinity();
             const float reference = none ? 0.0f : state.max - q;
             scratch.reference[of.set][of.line] = reference;
-            if (kBoth) scratch.references.put(this->number(o), none ? neg_infinity() : reference, none ? neg_infinity() : -reference);
+            if (!kBoth) continue;
+            scratch.references.put(this->number(o), none ? neg_infinity() : reference, none ? neg_infinity() : -reference);
         }
         tile_sync();  // the references are in place
         const bool near = kBoth && scratch.references.near();
@@ -208,12 +209,9 @@ struct Statistics : TileSets<kBoth> {
             scratch.reference[of.set][of.line] = line < pairs ? t.pos[line] : pos_infinity();
         }
         tile_sync();  // the pairs' similarities are in place
-        float margin = t.c[0];
-        const auto of_row = [&](float s, int i) { return margin + s - this->row_reference(0, i); };
-        const auto of_col = [&](float s, int k) { return margin + s - scratch.reference[1][thread.col(k)]; };
+        const auto of_row = [&](float s, int i) { return t.c[0] + s - this->row_reference(0, i); };
+        const auto of_col = [&](float s, int k) { return t.c[0] + s - scratch.reference[1][thread.col(k)]; };
         this->term_rows(acc, bits.neg, 0, of_row, violated);
-        // The compiler is not to know that it is the same again: it would keep a sum per element, beside the accumulators.
-        asm volatile("" : "+f"(margin));
         this->term_cols(acc, bits.neg, of_col, violated);
         add_terms(true, states);
     }

@@ -65,7 +65,7 @@ static_assert(sizeof(PairwiseTiles) == 176, "keep in step with src/cuda/pairwise
 struct PairwiseStatsParams {
     PairwiseTiles tiles;
     uint32_t* row_parts;          // (kSetPlanes, col_splits, n): negatives of the rows
-    uint32_t* other_parts;        // both: (kSetPlanes, row_splits kParties, m), negatives of the columns; else positives of the rows
+    uint32_t* other_parts;        // both: (kSetPlanes, kParties row_splits, m), negatives of the columns; else of the rows' positives
     float* pos;                   // (min(n, m)), S[i, i] is written here; or null
     uint32_t* col_flags;          // (m), 0 on entry: 1 is written for columns with a positive; or null
     unsigned long long* counts;   // (2), 0 on entry: negative and positive pairs are added
