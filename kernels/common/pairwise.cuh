@@ -180,8 +180,8 @@ __device__ __forceinline__ SetState merge_sets(const SetState& a, const SetState
     return r;
 }
 
-// With kPlain the set has no aux, total and raw: those planes are neither read nor written.
-template <bool kPlain = false>
+// With kNegatives a set that has no aux, total and raw: those planes are neither read nor written.
+template <bool kNegatives = false>
 __device__ __forceinline__ SetState load_set(const uint32_t* parts, uint32_t splits, uint32_t len, uint32_t split,
                                              uint32_t line) {
     const uint32_t* at = parts + size_t(split) * len + line;
@@ -190,14 +190,14 @@ __device__ __forceinline__ SetState load_set(const uint32_t* parts, uint32_t spl
     s.max = __uint_as_float(at[0]);
     s.sum = __uint_as_float(at[plane]);
     s.count = at[3 * plane];
-    if (kPlain) return s;
+    if (kNegatives) return s;
     s.aux = __uint_as_float(at[2 * plane]);
     s.total = __uint_as_float(at[4 * plane]);
     s.raw = at[5 * plane];
     return s;
 }
 
-template <bool kPlain = false>
+template <bool kNegatives = false>
 __device__ __forceinline__ void store_set(uint32_t* parts, uint32_t splits, uint32_t len, uint32_t split, uint32_t line,
                                           const SetState& s) {
     uint32_t* at = parts + size_t(split) * len + line;
@@ -205,7 +205,7 @@ __device__ __forceinline__ void store_set(uint32_t* parts, uint32_t splits, uint
     at[0] = __float_as_uint(s.max);
     at[plane] = __float_as_uint(s.sum);
     at[3 * plane] = s.count;
-    if (kPlain) return;
+    if (kNegatives) return;
     at[2 * plane] = __float_as_uint(s.aux);
     at[4 * plane] = __float_as_uint(s.total);
     at[5 * plane] = s.raw;
